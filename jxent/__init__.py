@@ -1,0 +1,52 @@
+"""jxent: cross-entropy for JAX.
+
+What the model said comes first, what was true second, every option by keyword; values are in nats.
+
+Training losses: one call, a scalar by default, custom gradients
+
+    cross_entropy(logits, targets, ...)     integer labels or distributions, every option
+    label_weights(labels, ...)              the denominator of its mean, before the model runs
+
+Row losses: optax's names and arguments, one loss a row, every transformation
+
+    softmax_cross_entropy_with_integer_labels, softmax_cross_entropy, safe_softmax_cross_entropy
+    softmax_focal_loss, poly_loss_cross_entropy
+    sigmoid_binary_cross_entropy, sigmoid_focal_loss
+    kl_divergence, kl_divergence_with_log_targets
+
+Namespaces
+
+    jxent.testing       assert_gradients_match, checked: for losses of your own
+
+`python -m jxent` trains two classifiers with optax on real data and says which is better.
+"""
+
+from jxent import testing as testing
+from jxent.binary import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
+from jxent.binary import sigmoid_focal_loss as sigmoid_focal_loss
+from jxent.divergence import kl_divergence as kl_divergence
+from jxent.divergence import kl_divergence_with_log_targets as kl_divergence_with_log_targets
+from jxent.losses import cross_entropy as cross_entropy
+from jxent.losses import label_weights as label_weights
+from jxent.softmax import poly_loss_cross_entropy as poly_loss_cross_entropy
+from jxent.softmax import safe_softmax_cross_entropy as safe_softmax_cross_entropy
+from jxent.softmax import softmax_cross_entropy as softmax_cross_entropy
+from jxent.softmax import (
+    softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels,
+)
+from jxent.softmax import softmax_focal_loss as softmax_focal_loss
+
+__all__ = [
+    "cross_entropy",
+    "label_weights",
+    "softmax_cross_entropy_with_integer_labels",
+    "softmax_cross_entropy",
+    "safe_softmax_cross_entropy",
+    "softmax_focal_loss",
+    "poly_loss_cross_entropy",
+    "sigmoid_binary_cross_entropy",
+    "sigmoid_focal_loss",
+    "kl_divergence",
+    "kl_divergence_with_log_targets",
+    "testing",
+]

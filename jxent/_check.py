@@ -1,0 +1,426 @@
+"""Every check of an argument, and the only words an error is told in.
+
+Shapes, dtypes and options are checked when tracing.  Values (a label outside [0, V), a negative
+probability) are checked here when they are concrete; under jit they become NaN in their row, and
+`jxent.testing.checked` finds them.
+"""
+
+import math
+import numbers
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import checkify
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from jxent._typing import ArrayLike, Reduction
+
+# Set by jxent.testing.checked while it traces.
+CHECKING: ContextVar[bool] = ContextVar("jxent_checking", default=False)
+
+
+def _dtype(x: Any) -> np.dtype:
+    return np.dtype(x.dtype) if hasattr(x, "dtype") else np.asarray(x).dtype
+
+
+def shape_of(x: Any) -> tuple[int, ...]:
+    """The shape of an array, a list or a number."""
+    return tuple(np.shape(x))
+
+
+def _is(x: Any, kind: Any) -> bool:
+    return bool(jnp.issubdtype(_dtype(x), kind))
+
+
+def is_integer(x: Any) -> bool:
+    """Whether x holds integers (bool is not)."""
+    return _is(x, jnp.integer)
+
+
+def _came(x: Any) -> str:
+    return f"{_dtype(x).name}{list(shape_of(x))}"
+
+
+def concrete(x: Any) -> np.ndarray | None:
+    """x as NumPy if its values can be read now, before JAX narrows them; else None."""
+    if isinstance(x, jax.core.Tracer):
+        return None
+    if isinstance(x, jax.Array):
+        if not x.is_fully_addressable or jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):
+            return None
+        return np.asarray(x)
+    return np.asarray(x)
+
+
+def floats(fn: str, name: str, x: ArrayLike) -> Float[Array, "..."]:
+    """x as an array of floats."""
+    if not _is(x, jnp.floating):
+        raise TypeError(
+            f"{fn}: `{name}` must be floating point, got {_came(x)}; cast with .astype(jnp.float32)"
+        )
+    return jnp.asarray(x)
+
+
+def logits(fn: str, x: ArrayLike, name: str = "logits") -> Float[Array, "*n V"]:
+    """Logits with at least one class in the last axis."""
+    z = floats(fn, name, x)
+    if z.ndim == 0:
+        raise ValueError(f"{fn}: `{name}` needs an axis of classes, got a scalar")
+    if z.shape[-1] == 0:
+        raise ValueError(f"{fn}: `{name}` has no classes, got shape {list(z.shape)}")
+    return z
+
+
+def labels(fn: str, x: ArrayLike, rows: tuple[int, ...]) -> Int[Array, "*n"]:
+    """Integer labels, one for each row; their values are for `label_values`."""
+    if _is(x, jnp.bool_):
+        raise TypeError(
+            f"{fn}: `labels` must be integers, got {_came(x)}; cast if you mean 0 and 1"
+        )
+    if not _is(x, jnp.integer):
+        raise TypeError(f"{fn}: `labels` must be integers, got {_came(x)}; cast with .astype(int)")
+    if shape_of(x) != rows:
+        raise ValueError(
+            f"{fn}: `labels` must have one label a row, shape {list(rows)}, got {_came(x)}"
+            + ("; squeeze the last axis" if shape_of(x) == (*rows, 1) else "")
+        )
+    return x if isinstance(x, jax.Array) else jnp.asarray(_fitting(x))
+
+
+def _fitting(x: Any) -> np.ndarray:
+    """NumPy labels for JAX: what int32 cannot hold becomes −1, so that 2³²+1 never becomes 1."""
+    a = np.asarray(x)
+    fits = np.logical_and(a >= np.iinfo(np.int32).min, a <= np.iinfo(np.int32).max)
+    return a if a.dtype.itemsize < 4 else np.where(fits, a, -1).astype(np.int32)
+
+
+def label_values(
+    fn: str, x: ArrayLike, classes: int | None, kept: Bool[Array, "*n"] | None
+) -> None:
+    """ValueError at the first concrete label outside [0, classes) in a kept row."""
+    values, keep = concrete(x), True if kept is None else concrete(kept)
+    if values is None or keep is None or not is_integer(x):
+        return
+    bad = (values < 0) | (False if classes is None else values >= classes)
+    bad = bad & keep
+    if np.any(bad):
+        at = np.unravel_index(int(np.argmax(bad)), values.shape)
+        raise ValueError(_bad_label(fn, at, values[at], classes))
+
+
+def _bad_label(fn: str, at: Sequence[Any], value: Any, classes: int | None) -> str:
+    position = f"[{', '.join(str(i) for i in at)}]" if at else ""
+    return (
+        f"{fn}: `labels`{position} = {value} is outside [0, {classes or '∞'}); drop such rows "
+        "with where= or ignore_index="
+    )
+
+
+def traced_labels(
+    fn: str,
+    x: Int[Array, "*n"],
+    valid: Int[Array, "*n"],
+    kept: Bool[Array, "*n"] | None,
+    classes: int,
+) -> None:
+    """The same for traced labels, under `jxent.testing.checked`; `valid` has −1 for the bad."""
+    if not CHECKING.get() or x.size == 0:
+        return
+    bad = valid < 0 if kept is None else (valid < 0) & kept
+    at = jnp.argmax(bad.ravel())
+    position = jnp.unravel_index(at, x.shape) if x.ndim else ()
+    words = _bad_label(fn, ["{}" for _ in position], "{value}", classes)
+    checkify.check(~jnp.any(bad), words, *position, value=x.ravel()[at])
+
+
+def distribution(
+    fn: str, x: ArrayLike, shape: tuple[int, ...], name: str = "targets"
+) -> Float[Array, "*n V"]:
+    """A distribution for each row; negative entries raise when concrete."""
+    if shape_of(x) != shape:
+        raise ValueError(
+            f"{fn}: `{name}` must have the logits' shape {list(shape)}, got {_came(x)}"
+        )
+    nonnegative(fn, name, x)
+    return jnp.asarray(x)
+
+
+def soft_labels(fn: str, x: ArrayLike, z: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
+    """Distributions or one-hot integers of the logits' shape, or one row [V] for all rows."""
+    rows, one_for_all = z.shape[:-1], z.shape[-1:]
+    if is_integer(x) and shape_of(x) == rows and rows != one_for_all:
+        raise ValueError(
+            f"{fn}: `labels` must be distributions of the logits' shape {list(z.shape)}, got "
+            f"{_came(x)}; for integer labels use softmax_cross_entropy_with_integer_labels"
+        )
+    if shape_of(x) not in (z.shape, one_for_all):
+        raise ValueError(
+            f"{fn}: `labels` must have the logits' shape {list(z.shape)} (classes last), or "
+            f"{list(one_for_all)} for all rows, got {_came(x)}"
+        )
+    nonnegative(fn, "labels", x)
+    t = jnp.asarray(x)
+    if not _is(t, jnp.floating):
+        t = t.astype(jnp.promote_types(z.dtype, jnp.float32))
+    return jnp.broadcast_to(t, z.shape)
+
+
+def nonnegative(fn: str, name: str, x: ArrayLike) -> None:
+    """ValueError at the first negative entry, when concrete."""
+    values = concrete(x)
+    if values is not None and np.any(values < 0):
+        at = np.unravel_index(int(np.argmax(values < 0)), values.shape)
+        raise ValueError(f"{fn}: `{name}`{list(map(int, at))} = {values[at]} must not be negative")
+
+
+def within_unit(fn: str, name: str, x: ArrayLike) -> None:
+    """ValueError at the first entry outside [0, 1], when concrete."""
+    values = concrete(x)
+    if values is None:
+        return
+    bad = ~((values >= 0) & (values <= 1))
+    if np.any(bad):
+        at = np.unravel_index(int(np.argmax(bad)), values.shape)
+        raise ValueError(f"{fn}: `{name}`{list(map(int, at))} = {values[at]} is outside [0, 1]")
+
+
+def targets(
+    fn: str, x: ArrayLike, z: Float[Array, "*n V"]
+) -> Int[Array, "*n"] | Float[Array, "*n V"]:
+    """Labels if integers of the rows' shape, distributions if floats of the logits' shape."""
+    if _is(x, jnp.floating) and shape_of(x) == z.shape:
+        return distribution(fn, x, z.shape)
+    if _is(x, jnp.floating) and shape_of(x) != z.shape[:-1]:
+        raise ValueError(
+            f"{fn}: `targets` must be integer labels of shape {list(z.shape[:-1])} or "
+            f"distributions of the logits' shape {list(z.shape)}, got {_came(x)}"
+        )
+    if _is(x, jnp.integer) and shape_of(x) == z.shape and z.shape[-1] > 1:
+        raise ValueError(
+            f"{fn}: integer `targets` are labels and need shape {list(z.shape[:-1])}, got "
+            f"{_came(x)}; cast one-hot targets to float"
+        )
+    return labels(fn, x, z.shape[:-1])
+
+
+def where(
+    fn: str, x: ArrayLike | None, shape: tuple[int, ...]
+) -> tuple[Bool[Array, "*n"] | None, Bool[Array, "*n V"] | None]:
+    """`where` as (rows to keep, classes to keep); a row without any class is not kept."""
+    if x is None:
+        return None, None
+    if not _is(x, jnp.bool_):
+        raise TypeError(
+            f"{fn}: `where` must be boolean, got {_came(x)}; compare it (mask != 0), or pass "
+            "numbers as row_weights"
+        )
+    if shape_of(x) == shape[:-1]:
+        return jnp.asarray(x), None
+    if shape_of(x) == shape:
+        mask = jnp.asarray(x)
+        return jnp.any(mask, axis=-1), mask
+    raise ValueError(
+        f"{fn}: `where` must have the rows' shape {list(shape[:-1])} or the logits' shape "
+        f"{list(shape)}, got {_came(x)}"
+    )
+
+
+def row_mask(fn: str, x: ArrayLike | None, rows: tuple[int, ...]) -> Bool[Array, "*n"] | None:
+    """`where` where there are no logits: rows to keep, or classes to keep in each row."""
+    shape = (*rows, 1) if x is None or shape_of(x) == rows else (*rows, *shape_of(x)[-1:])
+    return where(fn, x, shape)[0]
+
+
+def one_axis(fn: str, name: str, x: ArrayLike) -> tuple[int]:
+    """The shape of an array that must have one axis."""
+    shape = shape_of(x)
+    if len(shape) != 1:
+        raise ValueError(f"{fn}: `{name}` must have one axis, got {_came(x)}")
+    return shape
+
+
+def weights(fn: str, name: str, x: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
+    """Optional numbers of one exact shape."""
+    if x is None:
+        return None
+    if not (_is(x, jnp.floating) or _is(x, jnp.integer)):
+        raise TypeError(f"{fn}: `{name}` must be numbers, got {_came(x)}")
+    if shape_of(x) != shape:
+        raise ValueError(f"{fn}: `{name}` must have shape {list(shape)}, got {_came(x)}")
+    return jnp.asarray(x)
+
+
+def _static(fn: str, name: str, x: Any) -> float:
+    if isinstance(x, jax.core.Tracer):
+        raise TypeError(
+            f"{fn}: `{name}` must be a static Python number, got a traced value; close over it or "
+            "mark it static (static_argnames)"
+        )
+    if isinstance(x, jax.Array | np.ndarray) and x.ndim == 0:
+        x = x.item()
+    if isinstance(x, bool) or not isinstance(x, numbers.Real):
+        raise TypeError(f"{fn}: `{name}` must be a static Python number, got {x!r}")
+    return float(x)
+
+
+def fraction(fn: str, name: str, x: Any) -> float:
+    """A static number in [0, 1]."""
+    value = _static(fn, name, x)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{fn}: `{name}` must be in [0, 1], got {value}")
+    return value
+
+
+def not_negative(fn: str, name: str, x: Any) -> float:
+    """A static finite number ≥ 0."""
+    value = _static(fn, name, x)
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"{fn}: `{name}` must be finite and not negative, got {value}")
+    return value
+
+
+def softcap(fn: str, x: Any) -> float | None:
+    """None, or a static finite number > 0."""
+    if x is None:
+        return None
+    value = _static(fn, "logit_softcap", x)
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{fn}: `logit_softcap` must be finite and positive, got {value}")
+    return value
+
+
+def ignore_index(fn: str, x: Any, *, labelled: bool) -> int | None:
+    """None, or a static integer, with labels only."""
+    if x is None:
+        return None
+    if not labelled:
+        raise ValueError(f"{fn}: `ignore_index` goes with integer labels; drop rows with where=")
+    if not isinstance(x, numbers.Integral) or isinstance(x, bool):
+        raise TypeError(f"{fn}: `ignore_index` must be a static Python integer, got {x!r}")
+    return int(x)
+
+
+def reduction(fn: str, x: Any, *, normalizer: Any, axis_name: Any) -> Reduction:
+    """One of "mean", "sum", "none", together with what goes with it."""
+    if x not in ("mean", "sum", "none"):
+        raise ValueError(f'{fn}: `reduction` must be "mean", "sum" or "none", got {x!r}')
+    if normalizer is not None and x != "mean":
+        raise ValueError(
+            f'{fn}: `normalizer` replaces the denominator of "mean"; with reduction={x!r} divide '
+            "the result yourself"
+        )
+    if axis_name is not None and x == "none":
+        raise ValueError(f'{fn}: `axis_name` sums over devices; it cannot go with reduction="none"')
+    return x
+
+
+def axes(fn: str, axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+    """The class axes as distinct non-negative integers; None is all of them."""
+    if axis is None:
+        return tuple(range(ndim))
+    given = (axis,) if isinstance(axis, numbers.Integral) else axis
+    if not isinstance(given, tuple | list) or not all(
+        isinstance(a, numbers.Integral) and not isinstance(a, bool) for a in given
+    ):
+        raise TypeError(
+            f"{fn}: `axis` must be an integer, a tuple of integers or None, got {axis!r}"
+        )
+    if not given or not all(-ndim <= a < ndim for a in given):
+        raise ValueError(f"{fn}: `axis` {axis!r} is out of bounds for {ndim} dimensions")
+    out = tuple(int(a) % ndim for a in given)
+    if len(set(out)) != len(out):
+        raise ValueError(f"{fn}: `axis` names an axis twice, got {axis!r}")
+    return out
+
+
+def binary_labels(fn: str, x: ArrayLike, shape: tuple[int, ...]) -> Shaped[Array, "..."]:
+    """Labels in [0, 1], one for each logit or one for all."""
+    if not (_is(x, jnp.bool_) or _is(x, jnp.integer) or _is(x, jnp.floating)):
+        raise TypeError(f"{fn}: `labels` must be booleans, integers or floats, got {_came(x)}")
+    if shape_of(x) not in ((), shape):
+        raise ValueError(
+            f"{fn}: `labels` must have the logits' shape {list(shape)}, or be one number for all, "
+            f"got {_came(x)}; reshape them, or jnp.broadcast_to(labels, logits.shape)"
+        )
+    within_unit(fn, "labels", x)
+    return jnp.asarray(x)
+
+
+def per_logit(
+    fn: str, name: str, x: ArrayLike | None, shape: tuple[int, ...]
+) -> Shaped[Array, "..."] | None:
+    """Optional numbers: one for all, one for each entry of the last axis, or one for each logit."""
+    if x is None:
+        return None
+    if shape_of(x) not in ((), shape[-1:], shape):
+        raise ValueError(
+            f"{fn}: `{name}` must be one number, have the size of the last axis {list(shape[-1:])} "
+            f"or the logits' shape {list(shape)}, got {_came(x)}; jnp.broadcast_to(..., "
+            "logits.shape) says which logits you mean"
+        )
+    return weights(fn, name, x, shape_of(x))
+
+
+def same_or_one_row(
+    fn: str, name: str, x: ArrayLike, other: str, shape: tuple[int, ...], one_row: bool
+) -> Float[Array, "..."]:
+    """Floats of the other argument's shape, or one row [V] for all rows where that is `one_row`."""
+    array = floats(fn, name, x)
+    if array.shape != shape and not (one_row and array.shape == shape[-1:]):
+        alternative = f", or {list(shape[-1:])} for all rows" if one_row else ""
+        raise ValueError(
+            f"{fn}: `{name}` must have the shape of `{other}` {list(shape)}{alternative}, got "
+            f"{_came(x)}; jnp.broadcast_to(..., {other}.shape) says which rows you mean"
+        )
+    return array
+
+
+def counted(
+    fn: str, x: ArrayLike | None, other: str, shape: tuple[int, ...], axes: tuple[int, ...]
+) -> Bool[Array, "..."] | None:
+    """`where` against all axes of the other argument: what a sum over `axes` counts."""
+    if x is None:
+        return None
+    if not _is(x, jnp.bool_):
+        raise TypeError(f"{fn}: `where` must be boolean, got {_came(x)}; compare it (mask != 0)")
+    rows = tuple(size for a, size in enumerate(shape) if a not in axes)
+    if shape_of(x) == shape:
+        return jnp.asarray(x)
+    if shape_of(x) == rows:
+        return jnp.expand_dims(jnp.asarray(x), axes)
+    raise ValueError(
+        f"{fn}: `where` must have the rows' shape {list(rows)} or the shape of `{other}` "
+        f"{list(shape)}, got {_came(x)}"
+    )
+
+
+def some_classes(fn: str, name: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    """ValueError when the axes to sum over hold nothing."""
+    if any(shape[a] == 0 for a in axes):
+        raise ValueError(f"{fn}: `{name}` has no classes, got shape {list(shape)}")
+
+
+def nonnegative_where(fn: str, name: str, x: ArrayLike, counts: Bool[Array, "..."] | None) -> None:
+    """`nonnegative` for the entries that count, when they are concrete."""
+    values, count = concrete(x), True if counts is None else concrete(counts)
+    if values is None or count is None:
+        return
+    values, count = np.broadcast_arrays(values, count)
+    nonnegative(fn, name, np.where(count, values, 0))
+
+
+def traced_entries(
+    fn: str, name: str, x: Shaped[Array, "..."], valid: Bool[Array, "..."], must: str
+) -> None:
+    """Under `jxent.testing.checked`, reports the first traced entry that is not valid."""
+    if not CHECKING.get() or valid.size == 0:
+        return
+    at = jnp.argmin(valid.ravel())
+    position = jnp.unravel_index(at, valid.shape) if valid.ndim else ()
+    words = f"{fn}: `{name}`[{', '.join('{}' for _ in position)}] = {{value}} {must}"
+    value = jnp.broadcast_to(x, valid.shape).ravel()[at]
+    checkify.check(jnp.all(valid), words, *position, value=value)

@@ -1,0 +1,317 @@
+"""Logits in hand: the formula of `_rows` attached to JAX, once for every mode, once for training.
+
+`rows` carries a JVP rule that is right to any order, in forward and reverse mode.  Two attachments
+differ in what they keep between the passes:
+
+    training_rows   `jax.custom_vjp`: keeps the inputs as given and five numbers per row
+    remembering     `jax.checkpoint` around plain uses of `rows`: the same numbers, every AD mode
+
+Masks and poison live inside the rule: outside it they would save another [N, V] array and leave
+finite gradients on poisoned rows.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float
+
+from jxent import _rows
+from jxent._rows import Statistics, at_label, derivative, is_label, log_normaliser, nll_of
+from jxent._typing import ClassMask, ClassWeights, Logits, PerRow, RowMask, Targets
+from jxent._weights import is_labels
+
+_SAVED = "jxent_row"
+
+
+class Options(NamedTuple):
+    """What is fixed when tracing."""
+
+    softcap: float | None = None
+    lse: bool = False
+    spread: bool = False
+
+
+class Row(NamedTuple):
+    """The numbers a loss is made of, then the statistics, which are not differentiated."""
+
+    nll: PerRow
+    lse: PerRow
+    spread: PerRow | None
+    m: PerRow
+    S: PerRow
+
+
+def loss_dtype(logits: Logits) -> jnp.dtype:
+    """float32, or wider if the logits are."""
+    return jnp.promote_types(logits.dtype, jnp.float32)
+
+
+def _effective(options: Options, mask: ClassMask | None, u: Logits) -> Logits:
+    """z from the logits as given: excluded classes at −inf, z = κ tanh(u/κ), −inf stays −inf."""
+    z = u if mask is None else jnp.where(mask, u, -jnp.inf)
+    if options.softcap is None:
+        return z
+    z = z.astype(loss_dtype(u))
+    return jnp.where(jnp.isinf(z), z, options.softcap * jnp.tanh(z / options.softcap))
+
+
+def _wide(options: Options, mask: ClassMask | None, u: Logits) -> Logits:
+    return _effective(options, mask, u).astype(loss_dtype(u))
+
+
+def _spread_weights(
+    c: ClassWeights | None, mask: ClassMask | None, z: Logits
+) -> Float[Array, "*#n V"]:
+    """Class weights against z's axes, 0 on excluded classes."""
+    c = jnp.ones(z.shape[-1:], z.dtype) if c is None else c.astype(z.dtype)
+    c = jnp.reshape(c, (1,) * (z.ndim - 1) + c.shape)
+    return c if mask is None else jnp.where(mask, c, 0)
+
+
+def _weighted_targets(t: Float[Array, "*n V"], c: ClassWeights | None, z: Logits) -> Logits:
+    """c ⊙ t."""
+    t = t.astype(z.dtype)
+    return t if c is None else _spread_weights(c, None, z) * t
+
+
+def _poisoned(targets: Targets, mask: ClassMask | None) -> RowMask | None:
+    """Rows with a label outside [0, V), or with mass on an excluded class."""
+    if is_labels(targets):
+        bad = targets < 0  # _weights.narrow has made every label outside [0, V) a −1
+        if mask is None:
+            return bad
+        return bad | ~jnp.any(is_label(targets, mask.shape) & mask, axis=-1)
+    return None if mask is None else jnp.any((targets != 0) & ~mask, axis=-1)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def rows(
+    options: Options,
+    u: Logits,
+    targets: Targets,
+    c: ClassWeights | None,
+    mask: ClassMask | None,
+    kept: RowMask | None,
+) -> Row:
+    """Each row's numbers; 0 in rows that are not kept, NaN in rows at fault."""
+    z, dtype = _effective(options, mask, u), loss_dtype(u)
+    stats = _rows.statistics(z, dtype)
+    bad = _poisoned(targets, mask)
+    if bad is not None:
+        stats = Statistics(jnp.where(bad, jnp.nan, stats.m), stats.S)
+    if is_labels(targets):
+        nll = nll_of(at_label(z, targets).astype(dtype), stats)
+    else:
+        w = _weighted_targets(targets, c, z.astype(dtype))
+        nll = _rows.weighted_nll(w, z.astype(dtype), stats)
+        nll = jnp.where(jnp.isnan(stats.m + stats.S), jnp.nan, nll)
+    spread = None
+    if options.spread:
+        z = z.astype(dtype)
+        spread = _rows.weighted_nll(_spread_weights(c, mask, z), z, stats)
+    lse = log_normaliser(stats)
+
+    def keep(x: PerRow) -> PerRow:
+        return x if kept is None else jnp.where(kept, x, 0)
+
+    return Row(keep(nll), keep(lse), None if spread is None else keep(spread), *stats)
+
+
+@jax.custom_jvp
+def _probabilities(z: Logits, stats: Statistics) -> Logits:
+    """p, whose own rule makes every further derivative right: ṗ = p ⊙ (ż − Σ p ż)."""
+    return _rows.probabilities(z, stats)
+
+
+@_probabilities.defjvp
+def _probabilities_jvp(primals, tangents):
+    p, z_dot = _probabilities(*primals), tangents[0]
+    return p, p * (z_dot - jnp.sum(p * z_dot, axis=-1, keepdims=True))
+
+
+class _Slopes(NamedTuple):
+    """The pieces of a derivative that both rules are made of."""
+
+    p: Logits
+    target: tuple[jax.Array, PerRow] | Logits
+    c: Float[Array, "*#n V"]
+    nll_of_each: Logits
+
+
+def _slopes(z: Logits, targets: Targets, c: ClassWeights | None, mask, row: Row) -> _Slopes:
+    p = _probabilities(z, lax.stop_gradient(Statistics(row.m, row.S)))
+    target: tuple[jax.Array, PerRow] | Logits
+    if is_labels(targets):
+        target = is_label(targets, z.shape), jnp.expm1(-row.nll)
+    else:
+        target = _weighted_targets(targets, c, z)
+    # ∂/∂t_v and ∂/∂c_v are nll_v; +∞ is told as the largest number, so that 0·∞ is 0 after it.
+    each = jnp.minimum(row.lse[..., None] - z, jnp.finfo(z.dtype).max)
+    each = each if mask is None else jnp.where(mask, each, 0)
+    return _Slopes(p, target, _spread_weights(c, mask, z), each)
+
+
+def _in_rows(chosen: RowMask | None, x: Logits) -> Logits:
+    return x if chosen is None else jnp.where(chosen[..., None], x, 0)
+
+
+def _rows_jvp(options, primals, tangents):
+    u, targets, c, mask, kept = primals
+    u_dot, t_dot, c_dot, *_ = tangents
+    # The public rule again, so that derivatives of these numbers are right in turn.
+    row = jax.tree.map(lambda x: checkpoint_name(x, _SAVED), rows(options, *primals))
+    zero = jnp.zeros_like(row.nll)
+    nll_dot = lse_dot = spread_dot = zero
+
+    def total(x: Logits) -> PerRow:
+        x = jnp.sum(x, axis=-1)
+        return x if kept is None else jnp.where(kept, x, 0)
+
+    wide = partial(_wide, options, mask)
+    if isinstance(u_dot, SymbolicZero):
+        z, z_dot = wide(u), None
+    else:
+        z, z_dot = jax.jvp(wide, (u,), (u_dot,))
+    slope = _slopes(z, targets, c, mask, row)
+    if z_dot is not None:
+        d = partial(derivative, slope.p, slope.target, slope.c)
+        one = jnp.ones_like(row.nll)
+        nll_dot = total(_in_rows(kept, d(dnll=one)) * z_dot)
+        lse_dot = total(_in_rows(kept, d(dlse=one)) * z_dot)
+        if options.spread:
+            spread_dot = total(_in_rows(kept, d(dspread=one)) * z_dot)
+    each = _in_rows(kept, slope.nll_of_each)
+    if not isinstance(t_dot, SymbolicZero) and not is_labels(targets):
+        nll_dot = nll_dot + total(_weighted_targets(t_dot, c, z) * each)
+    if c is not None and not isinstance(c_dot, SymbolicZero):
+        c_dot = _spread_weights(c_dot, None, z)
+        if not is_labels(targets):
+            nll_dot = nll_dot + total(c_dot * targets.astype(z.dtype) * each)
+        if options.spread:
+            spread_dot = spread_dot + total(c_dot * each)
+    return row, Row(nll_dot, lse_dot, spread_dot if options.spread else None, zero, zero)
+
+
+rows.defjvp(_rows_jvp, symbolic_zeros=True)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def remembering(f: Callable[P, R]) -> Callable[P, R]:
+    """f, keeping between the passes its arguments and the numbers of each row, nothing else."""
+    saved = jax.checkpoint_policies.save_only_these_names(_SAVED)
+    return jax.checkpoint(f, prevent_cse=False, policy=saved)
+
+
+class Numbers(NamedTuple):
+    """The numbers a loss was asked to be made of."""
+
+    nll: PerRow
+    lse: PerRow | None
+    spread: PerRow | None
+
+
+def _asked(options: Options, row: Row) -> Numbers:
+    return Numbers(row.nll, row.lse if options.lse else None, row.spread)
+
+
+def numbers(
+    options: Options,
+    u: Logits,
+    targets: Targets,
+    c: ClassWeights | None,
+    mask: ClassMask | None,
+    kept: RowMask | None,
+) -> Numbers:
+    """Each row's numbers, in every mode of differentiation."""
+    return _asked(options, rows(options, u, targets, c, mask, kept))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def training_rows(
+    options: Options,
+    u: Logits,
+    targets: Targets,
+    c: ClassWeights | None,
+    mask: ClassMask | None,
+    kept: RowMask | None,
+) -> Numbers:
+    """Each row's numbers in reverse mode; kept between the passes: the arguments and `Row`."""
+    return _fwd(options, u, targets, c, mask, kept)[0]
+
+
+def _fwd(options, u, targets, c, mask, kept):
+    row = rows(options, u, targets, c, mask, kept)
+    return _asked(options, row), (u, targets, c, mask, kept, row)
+
+
+def _bwd(options, saved, cotangents: Numbers):
+    u, targets, c, mask, kept, row = saved
+    dnll, dlse, dspread = cotangents
+    z, pull = jax.vjp(partial(_wide, options, mask), u)
+    slope = _slopes(z, targets, c, mask, row)
+    dz = derivative(slope.p, slope.target, slope.c, dnll=dnll, dlse=dlse, dspread=dspread)
+
+    # A row of weight 0 passes nothing back, whatever it holds; 0·NaN would.
+    silent = ~jnp.isfinite(row.m + row.S)
+    for cotangent in (dnll, dlse, dspread):
+        silent = silent if cotangent is None else silent & (cotangent == 0)
+    heard = ~silent if kept is None else kept & ~silent
+    (du,) = pull(_in_rows(heard, dz))
+
+    each = _in_rows(heard, slope.nll_of_each)
+    dt = dc = None
+    if not is_labels(targets):
+        dt = _weighted_targets(dnll[..., None] * each, c, z).astype(targets.dtype)
+    if c is not None:
+        by_class = jnp.zeros_like(z) if dspread is None else dspread[..., None] * each
+        if not is_labels(targets):
+            by_class = by_class + dnll[..., None] * targets.astype(z.dtype) * each
+        dc = jnp.sum(by_class, axis=tuple(range(z.ndim - 1))).astype(c.dtype)
+    return du, dt, dc, None, None
+
+
+training_rows.defvjp(_fwd, _bwd)
+
+
+@jax.custom_jvp
+def _nll_of_each(
+    u: Logits, mask: ClassMask | None, kept: RowMask | None, bad: RowMask | None
+) -> Logits:
+    """nll_v of every class; 0 in rows that are not kept, NaN in rows at fault."""
+    z = _wide(Options(), mask, u)
+    stats = _stats_of_each(u, mask, bad)
+    return _in_rows(kept, nll_of(z, Statistics(stats.m[..., None], stats.S[..., None])))
+
+
+def _stats_of_each(u: Logits, mask: ClassMask | None, bad: RowMask | None) -> Statistics:
+    m, S = _rows.statistics(_effective(Options(), mask, u), loss_dtype(u))
+    return Statistics(m if bad is None else jnp.where(bad, jnp.nan, m), S)
+
+
+@_nll_of_each.defjvp
+def _nll_of_each_jvp(primals, tangents):
+    u, mask, kept, bad = primals
+    z, z_dot = jax.jvp(partial(_wide, Options(), mask), (u,), (tangents[0],))
+    p = _probabilities(z, lax.stop_gradient(_stats_of_each(u, mask, bad)))
+    out_dot = jnp.sum(p * z_dot, axis=-1, keepdims=True) - z_dot
+    return _nll_of_each(*primals), _in_rows(kept, out_dot)
+
+
+def every_nll(
+    u: Logits,
+    t: Float[Array, "*n V"],
+    c: ClassWeights | None,
+    mask: ClassMask | None,
+    kept: RowMask | None,
+) -> tuple[Logits, Logits]:
+    """c ⊙ t and the nll of every class, for losses that are not linear in nll."""
+    each = _nll_of_each(u, mask, kept, _poisoned(t, mask))
+    return _in_rows(kept, _weighted_targets(t, c, each)), each

@@ -1,0 +1,158 @@
+"""One row's mathematics: its statistics and THE derivative formula, in plain jnp.
+
+For a row of logits z over V classes, with m = max z and S the sum without the maximum,
+
+    S = Σ_{v: z_v < m} exp(z_v − m) + (#ties − 1)         lse = m + log1p(S)
+    p_v = exp(z_v − m)/(1 + S)                            nll_v = (m − z_v) + log1p(S)
+
+Both terms of nll are ≥ 0, so nothing cancels: `lse − z_y` is exactly 0 from a gap of 17 in
+float32, nll is not.  For the same reason p_y − 1 is expm1(−nll_y).  (m, S) and not lse alone are
+the row's statistics: at z ≈ 1e4 exp(z − lse) has lost three digits.
+
+A loss on a row is arithmetic on a few numbers,
+
+    nll = nll_y for a label y, Σ_v c_v t_v nll_v for a distribution t
+    lse
+    spread = Σ_v c_v nll_v
+
+(c: class weights, 1 without), so there is one derivative formula, `derivative`:
+
+    ∂/∂z = (dlse + dspread·Σc)·p − dspread·c + dnll·(p − e_y)           for a label
+                                             + dnll·((Σ c t)·p − c t)   for a distribution
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from jxent._compat import sharded_explicitly
+from jxent._product import scale
+from jxent._typing import Distribution, Labels, Logits, PerRow
+
+# Below this Σ exp(z − m) the 1 of the maximum itself has swallowed digits of the rest.
+_CONFIDENT = 2.0
+
+
+class Statistics(NamedTuple):
+    """What normalises a row: its maximum, and the rest of Σ exp(z − m)."""
+
+    m: PerRow
+    S: PerRow
+
+
+def statistics(z: Logits, dtype: jnp.dtype) -> Statistics:
+    """(m, S) of each row, in `dtype`; NaN statistics for NaN, +inf, or a row of −inf.
+
+    The maximum is taken in z's own dtype: it is exact there, and half-precision logits then need
+    one wide temporary less.
+    """
+    m = jnp.max(z, axis=-1).astype(dtype)
+
+    def d() -> Float[Array, "*n V"]:
+        return z.astype(dtype) - m[..., None]
+
+    def masked() -> PerRow:
+        rest = jnp.sum(jnp.where(d() < 0, jnp.exp(d()), 0), axis=-1)
+        ties = jnp.sum((d() == 0).astype(dtype), axis=-1)
+        return jnp.where(jnp.isfinite(m), rest + (ties - 1), jnp.nan)
+
+    def fused() -> PerRow:
+        # XLA:CPU fuses a plain row sum; a mask inside it costs five times as much.  So the rest
+        # is summed by signs, only when some row needs it, and the ties are what is missing.
+        total = jnp.sum(jnp.exp(d()), axis=-1)
+
+        def exact() -> PerRow:
+            rest = jnp.sum(-jnp.sign(d()) * jnp.exp(d()), axis=-1)
+            ties = jnp.round(total - rest)
+            return jnp.where(total < _CONFIDENT, rest + (ties - 1), total - 1)
+
+        return lax.cond(jnp.any(total < _CONFIDENT), exact, lambda: total - 1)
+
+    return Statistics(m, lax.platform_dependent(cpu=fused, default=masked))
+
+
+def log_normaliser(stats: Statistics) -> PerRow:
+    """lse = m + log1p(S)."""
+    return stats.m + jnp.log1p(stats.S)
+
+
+def nll_of(z_y: PerRow, stats: Statistics) -> PerRow:
+    """nll_y = (m − z_y) + log1p(S), never negative."""
+    # The maximum guards softcapped logits, which XLA may round otherwise in another pass.
+    return jnp.maximum(stats.m - z_y, 0) + jnp.log1p(stats.S)
+
+
+def weighted_nll(w: Float[Array, "*#n V"], z: Logits, stats: Statistics) -> PerRow:
+    """Σ_v w_v nll_v = Σ_v w_v (m − z_v) + (Σ_v w_v) log1p(S), with 0·∞ = 0.
+
+    The 0·∞ is met by a ceiling on m − z_v that is 1/0 − 1 = ∞ where w_v ≠ 0 and 1/1 − 1 = 0 where
+    w_v = 0: arithmetic fuses into one pass, where a select costs XLA:CPU an [N, V] array.
+    """
+    zero_only = 1 - jnp.abs(w) * jnp.asarray(jnp.finfo(z.dtype).max, z.dtype)
+    ceiling = 1 / jnp.maximum(zero_only, 0) - 1
+    m = lax.optimization_barrier(stats.m)  # a broadcast shared with `statistics` would be stored
+    below = jnp.sum(w * jnp.minimum(m[..., None] - z, ceiling), axis=-1)
+    return below + scale(jnp.sum(w, axis=-1), jnp.log1p(stats.S))
+
+
+def probabilities(z: Logits, stats: Statistics) -> Float[Array, "*n V"]:
+    """p_v = exp(z_v − m)/(1 + S), by the exponential of the forward pass, which is shared."""
+    return jnp.exp(z - stats.m[..., None]) * (1 / (1 + stats.S))[..., None]
+
+
+def is_label(labels: Labels, shape: tuple[int, ...]) -> Bool[Array, "*n V"]:
+    """e_y as a mask: an int32 iota compared, so that a sharded vocabulary is never gathered."""
+    return lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1) == labels[..., None]
+
+
+def at_label(z: Logits, labels: Labels) -> Float[Array, "*n"]:
+    """z_y; any entry for a label outside [0, V)."""
+    if sharded_explicitly(z, -1):
+        return jnp.sum(jnp.where(is_label(labels, z.shape), z, 0), axis=-1, dtype=z.dtype)
+    index = jnp.clip(labels, 0, z.shape[-1] - 1)[..., None]
+    return jnp.take_along_axis(z, index, axis=-1, mode="clip")[..., 0]
+
+
+def derivative(
+    p: Float[Array, "*n V"],
+    target: tuple[Bool[Array, "*n V"], PerRow] | Distribution,
+    class_weights: Float[Array, "*#n V"] | None,
+    *,
+    dnll: PerRow | None = None,
+    dlse: PerRow | None = None,
+    dspread: PerRow | None = None,
+) -> Float[Array, "*n V"]:
+    """∂/∂z of dnll·nll + dlse·lse + dspread·spread; a coefficient that is None is not computed.
+
+    `target` is (e_y, p_y − 1) for labels (p_y − 1 = expm1(−nll), which does not cancel), or c ⊙ t
+    for distributions.  `class_weights` are those of the kept classes, 0 on the others.
+    """
+    k = dlse
+    if dspread is not None:
+        assert class_weights is not None
+        through_lse = dspread * jnp.sum(class_weights, axis=-1)
+        k = through_lse if k is None else k + through_lse
+    every = dnll if k is None else k
+    out: jax.Array
+    if dnll is None:
+        assert k is not None
+        out = k[..., None] * p
+    elif isinstance(target, tuple):
+        e_y, p_y_minus_1 = target
+        on = (dnll * p_y_minus_1)[..., None]
+        if k is not None:
+            every = dnll + k
+            on = on + k[..., None] * p
+        assert every is not None
+        out = jnp.where(e_y, on, every[..., None] * p)
+    else:
+        through_nll = dnll * jnp.sum(target, axis=-1)
+        every = through_nll if k is None else through_nll + k
+        out = every[..., None] * p - dnll[..., None] * target
+    if dspread is not None:
+        assert class_weights is not None
+        out = out - dspread[..., None] * class_weights
+    return out

@@ -1,0 +1,26 @@
+"""The words: array aliases of the glossary (N rows, V classes, D features).
+
+`*n` stands for any leading dimensions, one row each.  Inside jxent a `Logits` is an array; what a
+person may pass (lists, NumPy arrays) is `ArrayLike`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+ArrayLike = jax.typing.ArrayLike | Sequence[Any]
+Reduction = Literal["mean", "sum", "none"]
+Axes = int | tuple[int, ...] | None
+AxisNames = str | tuple[str, ...]
+
+Logits = Float[Array, "*n V"]
+Labels = Int[Array, "*n"]
+Distribution = Float[Array, "*n V"]
+Targets = Labels | Distribution
+ClassWeights = Float[Array, "V"]
+RowMask = Bool[Array, "*n"]
+ClassMask = Bool[Array, "*n V"]
+PerRow = Float[Array, "*n"]
+Scalar = Float[Array, ""]

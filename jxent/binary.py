@@ -1,0 +1,367 @@
+"""Binary cross-entropy: every logit x its own question, answered yes with σ(x) = 1/(1 + e^−x).
+
+    softplus(x) = log(1 + e^x) = max(x, 0) + log1p(e^−|x|) = −log σ(−x)
+    bce = w y softplus(−x) + (1 − y) softplus(x)            y: label in [0, 1], w: positive weight
+
+    ∂bce/∂x = (1 − y) σ(x) − w y σ(−x)
+    ∂bce/∂y = w softplus(−x) − softplus(x)                  −x without w
+    ∂bce/∂w = y softplus(−x)
+
+The focal loss weighs it by u = 1 − p_t = (1 − y) σ(x) + y σ(−x) and A = α y + (1 − α)(1 − y):
+
+    focal = A u^γ bce                                       k = bce/u
+
+    ∂focal/∂x = A u^γ ((1 − y) σ(x) − y σ(−x) + γ (1 − 2y) k σ(x) σ(−x))
+    ∂focal/∂y = A u^γ (−x − γ k tanh(x/2)) + (2α − 1) u^γ bce
+    ∂focal/∂γ = A u^γ bce log u
+    ∂focal/∂α = (2y − 1) u^γ bce
+
+σ(−x) is never 1 − σ(x), and no power of u is negative: both keep their digits where a prediction
+is right and sure.  Between the passes only the inputs are kept.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Bool, Float, Shaped
+
+from jxent import _check
+from jxent._compat import vary_alike
+from jxent._typing import ArrayLike
+
+Each = Float[Array, "*s"]  # one number for each logit
+Tangents = tuple[Any, ...]
+
+
+def sigmoid_binary_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+) -> jax.Array:
+    """w y log(1 + e^−x) + (1 − y) log(1 + e^x), for every logit x with label y.
+
+    With label smoothing ε, y ← (1 − ε) y + ε/2.  The gradient is (1 − y) σ(x) − w y σ(−x).  An
+    infinite logit is right: sure and right is 0, sure and wrong ∞ with a finite gradient.
+
+    Args:
+        logits: x, log-odds of "yes", any shape, a scalar too; float16, bfloat16, float32, float64.
+        labels: y in [0, 1], boolean, integer or floating: the logits' shape, or one for all.
+        pos_weight: w, what a "yes" weighs against a "no": one number, one for each entry of the
+            last axis, or the logits' shape.
+        label_smoothing: ε in [0, 1], a static number.
+
+    Returns:
+        The loss of each logit in nats, in the logits' shape: float32, float64 for float64 logits.
+        NaN, gradient too, where the logit is NaN, or (when traced) the label is outside [0, 1].
+
+    Raises:
+        ValueError: for a shape that is none of these, a concrete label outside [0, 1], ε outside
+            [0, 1].
+        TypeError: for logits that are not floating, labels that are not numbers, a traced ε.
+
+    Saved for the backward pass: the arguments, nothing else.
+
+    >>> import jax.numpy as jnp
+    >>> import jxent
+    >>> loss = jxent.sigmoid_binary_cross_entropy(jnp.array([-2.0, 3.0]), jnp.array([0, 1]))
+    >>> print(loss.round(4))
+    [0.1269 0.0486]
+
+    References:
+        Goodfellow, Bengio, Courville, Deep Learning, 2016, §6.2.2.2.
+    """
+    fn = "sigmoid_binary_cross_entropy"
+    x = _check.floats(fn, "logits", logits)
+    return _sigmoid_binary_cross_entropy(
+        x,
+        _check.binary_labels(fn, labels, x.shape),
+        _check.per_logit(fn, "pos_weight", pos_weight, x.shape),
+        label_smoothing=_check.fraction(fn, "label_smoothing", label_smoothing),
+    )
+
+
+def sigmoid_focal_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: ArrayLike | None = None,
+    gamma: ArrayLike = 2.0,
+) -> jax.Array:
+    """A (1 − p_t)^γ bce, for every logit x with label y: what is easy counts less.
+
+    p = σ(x), bce = −y log p − (1 − y) log(1 − p), 1 − p_t = y (1 − p) + (1 − y) p, and with α
+    A = α y + (1 − α)(1 − y), without it 1.  γ = 0 is `sigmoid_binary_cross_entropy`.
+
+    Args:
+        logits: x, log-odds of "yes", any shape, a scalar too; float16, bfloat16, float32, float64.
+        labels: y in [0, 1], boolean, integer or floating: the logits' shape, or one for all.
+        alpha: α in [0, 1], the weight of "yes", 1 − α being that of "no": one number, one for each
+            entry of the last axis, or the logits' shape.
+        gamma: γ ≥ 0 and finite, shaped like alpha.
+
+    Returns:
+        The loss of each logit in nats, in the logits' shape: float32, float64 for float64 logits.
+        NaN, gradient too, where the logit is NaN, or (when traced) y, α or γ is out of range.
+
+    Raises:
+        ValueError: for a shape that is none of these, a concrete label or α outside [0, 1], a
+            concrete γ < 0.
+        TypeError: for logits that are not floating, or other arguments that are not numbers.
+
+    Saved for the backward pass: the arguments, nothing else.
+
+    >>> import jax.numpy as jnp
+    >>> import jxent
+    >>> loss = jxent.sigmoid_focal_loss(jnp.array([-2.0, 3.0]), jnp.array([0, 1]), alpha=0.25)
+    >>> print(loss.round(6))
+    [1.353e-03 2.700e-05]
+
+    References:
+        Lin, Goyal, Girshick, He, Dollár, Focal Loss for Dense Object Detection, 2017.
+    """
+    fn = "sigmoid_focal_loss"
+    x = _check.floats(fn, "logits", logits)
+    y = _check.binary_labels(fn, labels, x.shape)
+    if alpha is not None:
+        _check.within_unit(fn, "alpha", alpha)
+    _check.nonnegative(fn, "gamma", gamma)
+    return _sigmoid_focal_loss(
+        x,
+        y,
+        _check.per_logit(fn, "alpha", alpha, x.shape),
+        _check.per_logit(fn, "gamma", gamma, x.shape),
+    )
+
+
+@partial(jax.jit, static_argnames=("label_smoothing",), inline=True)
+def _sigmoid_binary_cross_entropy(
+    x: Each,
+    y: Shaped[Array, "..."],
+    w: Shaped[Array, "..."] | None,
+    *,
+    label_smoothing: float,
+) -> Each:
+    @partial(jax.checkpoint, prevent_cse=False)
+    def losses(*arguments: Array | None) -> Each:
+        x, y, w = _for_each_logit(*arguments)
+        return _bce(label_smoothing, _poison(x, (y >= 0) & (y <= 1)), y, w)
+
+    return losses(*vary_alike(x, y, w))
+
+
+@partial(jax.jit, inline=True)
+def _sigmoid_focal_loss(
+    x: Each,
+    y: Shaped[Array, "..."],
+    alpha: Shaped[Array, "..."] | None,
+    gamma: Shaped[Array, "..."],
+) -> Each:
+    @partial(jax.checkpoint, prevent_cse=False)
+    def losses(*arguments: Array | None) -> Each:
+        x, y, alpha, gamma = _for_each_logit(*arguments)
+        valid = (y >= 0) & (y <= 1) & (gamma >= 0) & (gamma < jnp.inf)
+        if alpha is not None:
+            valid = valid & (alpha >= 0) & (alpha <= 1)
+        return _focal(_poison(x, valid), y, alpha, gamma)
+
+    return losses(*vary_alike(x, y, alpha, gamma))
+
+
+def _for_each_logit(x: Array, *others: Array | None) -> tuple[Any, ...]:
+    """Everything in the loss dtype and the logits' shape."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return tuple(
+        None if a is None else jnp.broadcast_to(a.astype(dtype), x.shape) for a in (x, *others)
+    )
+
+
+def _poison(x: Each, valid: Bool[Array, "*s"]) -> Each:
+    """x, NaN where an argument is at fault: added, so that every derivative there is NaN too."""
+    return x + jnp.where(valid, jnp.zeros_like(x), jnp.nan)
+
+
+def _times(w: Each, x: Each) -> Each:
+    """w·x with 0·∞ = 0."""
+    return jnp.where((w == 0) & jnp.isinf(x), jnp.zeros_like(x), w * x)
+
+
+def _finite(x: Each) -> Each:
+    """x with ±∞ told as the largest numbers, so that 0·∞ is 0 after it."""
+    return jnp.where(jnp.isinf(x), jnp.sign(x) * jnp.finfo(x.dtype).max, x)
+
+
+@jax.custom_jvp
+def _softplus(x: Each) -> tuple[Each, Each]:
+    """log(1 + e^x) and log(1 + e^−x)."""
+    tail = jnp.log1p(jnp.exp(-jnp.abs(x)))
+    return jnp.maximum(x, 0) + tail, jnp.maximum(-x, 0) + tail
+
+
+@_softplus.defjvp
+def _softplus_jvp(primals: Tangents, tangents: Tangents) -> tuple[Any, Any]:
+    (x,), (x_dot,) = primals, tangents
+    p, q = _sigmoid(x)
+    return _softplus(x), (p * x_dot, -q * x_dot)
+
+
+@jax.custom_jvp
+def _sigmoid(x: Each) -> tuple[Each, Each]:
+    """σ(x) and σ(−x) = 1 − σ(x), both to full relative accuracy."""
+    e = jnp.exp(-jnp.abs(x))
+    likely, unlikely = 1 / (1 + e), e / (1 + e)
+    return jnp.where(x >= 0, likely, unlikely), jnp.where(x >= 0, unlikely, likely)
+
+
+@_sigmoid.defjvp
+def _sigmoid_jvp(primals: Tangents, tangents: Tangents) -> tuple[Any, Any]:
+    (x,), (x_dot,) = primals, tangents
+    p, q = _sigmoid(x)
+    return (p, q), (p * q * x_dot, -p * q * x_dot)
+
+
+def _masses(eps: float, y: Each) -> tuple[Each, Each]:
+    """The smoothed label and one minus it."""
+    return (1 - eps) * y + eps / 2, (1 - eps) * (1 - y) + eps / 2
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _bce(eps: float, x: Each, y: Each, w: Each | None) -> Each:
+    """w y softplus(−x) + (1 − y) softplus(x)."""
+    yes, no = _masses(eps, y)
+    above, below = _softplus(x)
+    return _times(yes if w is None else w * yes, below) + _times(no, above)
+
+
+def _bce_jvp(eps: float, primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
+    x, y, w = primals
+    x_dot, y_dot, w_dot = tangents
+    out = _bce(eps, x, y, w)
+    out_dot = jnp.zeros_like(out)
+    yes, no = _masses(eps, y)
+    if not isinstance(x_dot, SymbolicZero):
+        p, q = _sigmoid(x)
+        out_dot = out_dot + (no * p - (yes if w is None else w * yes) * q) * x_dot
+    above, below = map(_finite, _softplus(x))
+    if not isinstance(y_dot, SymbolicZero):
+        slope = -x if w is None else w * below - above
+        out_dot = out_dot + (1 - eps) * _finite(slope) * y_dot
+    if w is not None and not isinstance(w_dot, SymbolicZero):
+        out_dot = out_dot + yes * below * w_dot
+    return out, out_dot
+
+
+_bce.defjvp(_bce_jvp, symbolic_zeros=True)
+
+
+def _unsure(x: Each, y: Each) -> Each:
+    """u = 1 − p_t."""
+    p, q = _sigmoid(x)
+    return (1 - y) * p + y * q
+
+
+def _tame(x: Each) -> Each:
+    """x within the range where e^−|x| is a normal number: further out, ratios of it do not move."""
+    far = -0.9 * math.log(jnp.finfo(x.dtype).tiny)
+    return jnp.clip(x, -far, far)
+
+
+@jax.custom_jvp
+def _quotient(n: Each, u: Each) -> Each:
+    """n/u, whose derivatives never divide by u², which underflows before u does."""
+    return n / u
+
+
+@_quotient.defjvp
+def _quotient_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
+    (n, u), (n_dot, u_dot) = primals, tangents
+    ratio = _quotient(n, u)
+    return ratio, _quotient(n_dot - ratio * u_dot, u)
+
+
+def _unsure_jvp(x: Each, y: Each, tangents: Tangents) -> tuple[Each, Each]:
+    """u and its tangent at the tame x, where u is not 0."""
+    return jax.jvp(_unsure, (_tame(x), y), tangents)
+
+
+@jax.custom_jvp
+def _log_unsure(x: Each, y: Each) -> Each:
+    """log u = log(a + (1 − a) e) − log1p(e), e = e^−|x|, a: the label's share against x's sign."""
+    e = jnp.exp(-jnp.abs(x))
+    a, rest = jnp.where(x >= 0, 1 - y, y), jnp.where(x >= 0, y, 1 - y)
+    return jnp.where(a == 0, -jnp.abs(x), jnp.log(a + rest * e)) - jnp.log1p(e)
+
+
+@_log_unsure.defjvp
+def _log_unsure_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
+    u, u_dot = _unsure_jvp(*primals, tangents)
+    return _log_unsure(*primals), _quotient(u_dot, u)
+
+
+@jax.custom_jvp
+def _bce_by_unsure(x: Each, y: Each) -> Each:
+    """k = bce/u = (a |x| + log1p(e))/u, which is 1 and not 0/0 for a label surely right."""
+    near = _tame(x)
+    a = jnp.where(x >= 0, 1 - y, y)
+    tail = jnp.log1p(jnp.exp(-jnp.abs(near)))
+    return (_times(a, jnp.abs(x)) + tail) / _unsure(near, y)
+
+
+@_bce_by_unsure.defjvp
+def _bce_by_unsure_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
+    x, y = primals
+    x_dot, y_dot = tangents
+    k = _bce_by_unsure(x, y)
+    u, u_dot = _unsure_jvp(x, y, tangents)
+    p, q = _sigmoid(_tame(x))
+    bce_dot = ((1 - y) * p - y * q) * x_dot - _finite(x) * y_dot
+    return k, _quotient(bce_dot - _finite(k) * u_dot, u)
+
+
+def _power(x: Each, y: Each, gamma: Each) -> Each:
+    """u^γ, 1 for γ = 0 even where u = 0."""
+    return jnp.exp(gamma * _finite(_log_unsure(x, y)))
+
+
+@jax.custom_jvp
+def _focal(x: Each, y: Each, alpha: Each | None, gamma: Each) -> Each:
+    """A u^γ bce."""
+    bce = _bce(0.0, x, y, None)
+    weighed = jnp.where(jnp.isinf(bce), bce, _power(x, y, gamma) * bce)
+    return weighed if alpha is None else _times(_balance(alpha, y), weighed)
+
+
+def _balance(alpha: Each, y: Each) -> Each:
+    return alpha * y + (1 - alpha) * (1 - y)
+
+
+def _focal_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
+    x, y, alpha, gamma = primals
+    x_dot, y_dot, alpha_dot, gamma_dot = tangents
+    out = _focal(x, y, alpha, gamma)
+    out_dot = jnp.zeros_like(out)
+    power, k = _power(x, y, gamma), _finite(_bce_by_unsure(x, y))
+    A = jnp.ones_like(x) if alpha is None else _balance(alpha, y)
+    weighed = _finite(_focal(x, y, None, gamma))
+    if not isinstance(x_dot, SymbolicZero):
+        p, q = _sigmoid(x)
+        slope = (1 - y) * p - y * q + gamma * (1 - 2 * y) * k * p * q
+        out_dot = out_dot + A * power * slope * x_dot
+    if not isinstance(y_dot, SymbolicZero):
+        slope = A * power * _finite(-_finite(x) - gamma * k * jnp.tanh(x / 2))
+        if alpha is not None:
+            slope = slope + (2 * alpha - 1) * weighed
+        out_dot = out_dot + slope * y_dot
+    if alpha is not None and not isinstance(alpha_dot, SymbolicZero):
+        out_dot = out_dot + (2 * y - 1) * weighed * alpha_dot
+    if not isinstance(gamma_dot, SymbolicZero):
+        out_dot = out_dot + _finite(A * weighed * _finite(_log_unsure(x, y))) * gamma_dot
+    return out, out_dot
+
+
+_focal.defjvp(_focal_jvp, symbolic_zeros=True)

@@ -1,0 +1,254 @@
+"""The command line: its verbs, their arguments, their files and exit codes.
+
+    python -m jxent [train]    train two classifiers and say which has the lower cross-entropy
+    python -m jxent check      only the gradient check
+
+Exit codes: 0 done; 1 something failed or missed its bound; 2 a flag is wrong; 130 interrupted.
+A verb is one function that adds its parser, with the function to run.
+"""
+
+import argparse
+import importlib.util
+import io
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+
+from jxent import demo, gradcheck
+
+FAILED, BAD_FLAG, INTERRUPTED = 1, 2, 130
+LARGEST_SEED = 2**32 - 1  # NumPy's
+CURVES, RESULTS = "curves.png", "results.json"
+PACKAGES = ("jxent", "jax", "jaxlib", "optax", "numpy", "scikit-learn")
+
+
+class Refused(Exception):
+    """Why the command stops, in one line, and its exit code."""
+
+    def __init__(self, reason: str, code: int = FAILED) -> None:
+        super().__init__(" ".join(reason.split()))
+        self.code = code
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the arguments."""
+        raise Refused(f"{self.prog}: {message} (see {self.prog} --help)", BAD_FLAG)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows only ASCII gets a "?"
+    parser = _parser()
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["train", *arguments]
+    try:
+        options = parser.parse_args(arguments)
+        return int(options.run(options))
+    except Refused as refused:
+        print(refused, file=sys.stderr)
+        return refused.code
+    except BrokenPipeError:
+        # Whoever read standard output has gone: leave nothing for the interpreter to flush there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m jxent",
+        description="Cross-entropy for JAX: a real training run, and the checks behind it.",
+        epilog="Without a verb: train, with train's flags (see python -m jxent train --help).",
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for add in (_add_train, _add_check):
+        add(verbs)
+    return parser
+
+
+def _add_train(verbs: Any) -> None:
+    words = "train two classifiers on real data and say which has the lower cross-entropy"
+    parser = verbs.add_parser(
+        "train",
+        help=words,
+        description=f"{words.capitalize()}.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--dataset", choices=demo.DATASETS, default="digits", help="which data")
+    parser.add_argument(
+        "--epochs", type=_whole(1), default=40, metavar="N", help="passes over the training data"
+    )
+    parser.add_argument(
+        "--seed",
+        type=_whole(0, LARGEST_SEED),
+        default=0,
+        metavar="N",
+        help="decides the split, the initial parameters and the batches",
+    )
+    parser.add_argument(
+        "--label-smoothing",
+        type=_fraction,
+        default=0.0,
+        metavar="E",
+        help="ε in [0, 1] of the training loss",
+    )
+    parser.add_argument(
+        "--class-weights",
+        choices=("balanced",),
+        help="weigh the classes of the training loss by 1/frequency",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"write {CURVES} and {RESULTS} there"
+    )
+    parser.set_defaults(run=_train)
+
+
+def _add_check(verbs: Any) -> None:
+    words = "compare loss and gradient with float64 and with jax.grad, in ulp"
+    parser = verbs.add_parser(
+        "check", help=words, description=f"{words.capitalize()}.", allow_abbrev=False
+    )
+    parser.set_defaults(run=_check)
+
+
+def _check(options: argparse.Namespace) -> int:
+    _need("rich")
+    from jxent import report
+
+    console = report.console()
+    report.show_setting(console, _versions(), _device())
+    check = gradcheck.check_gradients()
+    report.show_gradient_check(console, check)
+    return _outcome(check)
+
+
+def _train(options: argparse.Namespace) -> int:
+    _need("rich", "sklearn", "scipy", *(("matplotlib",) if options.out else ()))
+    from jxent import report
+
+    start = time.perf_counter()
+    if options.out is not None:
+        _make_writable(options.out)
+    config = demo.Config(**{name: getattr(options, name) for name in demo.Config._fields})
+    versions, device = _versions(), _device()
+    try:
+        data = demo.load(config.dataset, seed=config.seed)
+    except (OSError, ValueError) as error:
+        raise Refused(f"--dataset {config.dataset}: cannot read it: {error}") from error
+
+    console = report.console()
+    report.show_setting(console, versions, device)
+    check = gradcheck.check_gradients()
+    report.show_gradient_check(console, check)
+    report.show_data(console, config, data)
+    names = [model.name for model in demo.MODELS]
+    try:
+        with report.progress(console, names, config.epochs) as advance:
+            result = demo.run(config, data, on_epoch=advance)
+    except demo.Disagreement as disagreement:
+        raise Refused(str(disagreement)) from disagreement
+    report.show_result(console, result)
+    seconds = time.perf_counter() - start
+    if options.out is not None:
+        record = report.record(config, data, check, result, versions, device, seconds)
+        try:
+            (options.out / RESULTS).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+            report.draw(options.out / CURVES, config, result)
+        except OSError as error:
+            raise Refused(f"--out {options.out}: cannot write there: {error}") from error
+        console.print(f"\nwrote {options.out / CURVES} and {options.out / RESULTS}")
+    console.print(f"\n{seconds:.1f} s")
+    report.show_verdict(console, result)
+    return _outcome(check)
+
+
+def _outcome(check: gradcheck.GradientCheck) -> int:
+    if check.passed:
+        return 0
+    raise Refused("the gradient check missed its bound: see the rows marked NO")
+
+
+def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argument type: a whole number from `least`, to `most` if there is a most."""
+    words = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"expected a whole number {words}, got {text!r}")
+        return value
+
+    return parse
+
+
+def _fraction(text: str) -> float:
+    """An argument type: a number in [0, 1]; NaN is not."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number in [0, 1], got {text!r}")
+    return value
+
+
+def _need(*modules: str) -> None:
+    """Refuse before any work if an optional package is missing."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Refused(f"needs: pip install 'jxent[demo]' (missing: {', '.join(missing)})")
+
+
+def _make_writable(out: Path) -> None:
+    """Make the directory, and find out now whether the files can be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+        for path in (out / CURVES, out / RESULTS):
+            if path.exists():
+                path.open("ab").close()
+    except OSError as error:
+        raise Refused(f"--out {out}: cannot write there: {error}", BAD_FLAG) from error
+
+
+def _versions() -> dict[str, str]:
+    versions = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def _device() -> str:
+    try:
+        device, *others = jax.devices()
+    except RuntimeError as error:
+        raise Refused(f"JAX finds no device: {error}") from error
+    kind = device.device_kind
+    name = device.platform if kind == device.platform else f"{device.platform} ({kind})"
+    return f"{name} and {len(others)} more" if others else name

@@ -1,0 +1,241 @@
+"""Kullback–Leibler divergence: what a row of log-predictions q costs beyond its targets t, in nats.
+
+    KL = Σ_v t_v (log t_v − q_v)        ∂/∂q_v = −t_v        ∂/∂t_v = log t_v + 1 − q_v
+
+With targets in log space, l = log t,
+
+    KL = Σ_v e^l_v (l_v − q_v)          ∂/∂q_v = −e^l_v      ∂/∂l_v = e^l_v (l_v − q_v + 1)
+
+0·log 0 is 0, and 0·∞ is 0: what has no mass costs nothing, whatever was predicted for it.  A slope
+of ±∞ is told as the largest number, so that 0·∞ is 0 after it.  Between the passes only the inputs
+are kept.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Bool, Float
+
+from jxent import _check
+from jxent._compat import vary_alike
+from jxent._typing import ArrayLike, Axes
+
+Each = Float[Array, "*s"]  # one number for each class of each row
+Tangents = tuple[Any, ...]
+
+
+def kl_divergence(
+    log_predictions: ArrayLike,
+    targets: ArrayLike,
+    axis: Axes = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Σ_v t_v (log t_v − q_v), the divergence of a prediction e^q from a target t, of each row.
+
+    Neither has to sum to 1. Classes with t_v = 0 contribute 0, also where q_v = −∞; mass on an
+    impossible class is ∞, with a finite gradient −t_v by q_v.
+
+    Args:
+      log_predictions: q, log-probabilities (`jax.nn.log_softmax` of logits), any shape, floating.
+      targets: t ≥ 0, floating, of the same shape; or, when `axis` is the last, `[V]` for all rows.
+      axis: the axis or axes of the classes; None for all.
+      where: boolean, what to keep: rows (the shape without `axis`) or classes (the whole shape).
+        What is dropped contributes 0 to loss and gradients, whatever it holds.
+
+    Returns:
+      The divergence of each row in nats, in the shape without `axis`: float32, float64 for float64
+      predictions. A row is NaN, gradient too, where a kept q is NaN or +∞, a kept t is NaN or ∞,
+      or (when traced) negative.
+
+    Raises:
+      ValueError: for another shape, a concrete negative target, or no classes.
+      TypeError: for predictions or targets that are not floating, a `where` that is not boolean.
+
+    Saved for the backward pass: the arguments.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> targets = jnp.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+      >>> predictions = jnp.array([[0.25, 0.75, 0.0], [0.25, 0.25, 0.5]])
+      >>> print(jxent.kl_divergence(jnp.log(predictions), targets).round(4))
+      [0.1438 1.3863]
+
+    Source:
+      Kullback and Leibler, On Information and Sufficiency, 1951.
+    """
+    fn = "kl_divergence"
+    q, t, counts, axes = _checked(fn, log_predictions, "targets", targets, axis, where)
+    _check.nonnegative_where(fn, "targets", targets, counts)
+    return _kl_divergence(q, t, counts, axes=axes)
+
+
+def kl_divergence_with_log_targets(
+    log_predictions: ArrayLike,
+    log_targets: ArrayLike,
+    axis: Axes = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Σ_v e^l_v (l_v − q_v), the divergence of a prediction e^q from a target e^l, of each row.
+
+    `kl_divergence` with targets in log space, which keep their digits where they are tiny. Classes
+    with l_v = −∞ contribute 0 to loss and gradients, also where q_v = −∞.
+
+    Args:
+      log_predictions: q, log-probabilities (`jax.nn.log_softmax` of logits), any shape, floating.
+      log_targets: l, floating, of the same shape; or, when `axis` is the last, `[V]` for all rows.
+      axis: the axis or axes of the classes; None for all.
+      where: boolean, what to keep: rows (the shape without `axis`) or classes (the whole shape).
+        What is dropped contributes 0 to loss and gradients, whatever it holds.
+
+    Returns:
+      The divergence of each row in nats, in the shape without `axis`: float32, float64 for float64
+      predictions. A row is NaN, gradient too, where a kept q or l is NaN or +∞.
+
+    Raises:
+      ValueError: for another shape, or no classes.
+      TypeError: for predictions or targets that are not floating, a `where` that is not boolean.
+
+    Saved for the backward pass: the arguments.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> log_targets = jnp.log(jnp.array([0.5, 0.5, 0.0]))
+      >>> log_predictions = jnp.log(jnp.array([0.25, 0.75, 0.0]))
+      >>> print(jxent.kl_divergence_with_log_targets(log_predictions, log_targets).round(4))
+      0.1438
+
+    Source:
+      Kullback and Leibler, On Information and Sufficiency, 1951.
+    """
+    fn = "kl_divergence_with_log_targets"
+    q, l, counts, axes = _checked(fn, log_predictions, "log_targets", log_targets, axis, where)
+    return _kl_divergence_with_log_targets(q, l, counts, axes=axes)
+
+
+def _checked(
+    fn: str,
+    log_predictions: ArrayLike,
+    name: str,
+    targets: ArrayLike,
+    axis: Axes,
+    where: ArrayLike | None,
+) -> tuple[Each, Float[Array, "..."], Bool[Array, "..."] | None, tuple[int, ...]]:
+    q = _check.floats(fn, "log_predictions", log_predictions)
+    axes = _check.axes(fn, axis, q.ndim)
+    _check.some_classes(fn, "log_predictions", q.shape, axes)
+    last = axes == (q.ndim - 1,)
+    t = _check.same_or_one_row(fn, name, targets, "log_predictions", q.shape, one_row=last)
+    return q, t, _check.counted(fn, where, "log_predictions", q.shape, axes), axes
+
+
+@partial(jax.jit, static_argnames=("axes",), inline=True)
+def _kl_divergence(
+    q: Each,
+    t: Float[Array, "..."],
+    counts: Bool[Array, "..."] | None,
+    *,
+    axes: tuple[int, ...],
+) -> Float[Array, "..."]:
+    valid = (t >= 0) if counts is None else (t >= 0) | ~counts
+    _check.traced_entries("kl_divergence", "targets", t, valid, "must not be negative")
+    return _rows(_cost, lambda t: (t >= 0) & (t < jnp.inf), 0.0, axes, q, t, counts)
+
+
+@partial(jax.jit, static_argnames=("axes",), inline=True)
+def _kl_divergence_with_log_targets(
+    q: Each,
+    l: Float[Array, "..."],
+    counts: Bool[Array, "..."] | None,
+    *,
+    axes: tuple[int, ...],
+) -> Float[Array, "..."]:
+    return _rows(partial(_log_cost, 0), lambda l: l < jnp.inf, -jnp.inf, axes, q, l, counts)
+
+
+def _rows(
+    cost: Callable[[Each, Each], Each],
+    valid: Callable[[Each], Bool[Array, "*s"]],
+    nothing: float,
+    axes: tuple[int, ...],
+    q: Each,
+    t: Float[Array, "..."],
+    counts: Bool[Array, "..."] | None,
+) -> Float[Array, "..."]:
+    """Σ cost over the axes; NaN rows where what counts is not valid; `nothing`: no target at all."""
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def rows(q: Array, t: Array, counts: Array | None) -> Array:
+        dtype = jnp.promote_types(q.dtype, jnp.float32)
+        q, t = q.astype(dtype), jnp.broadcast_to(t.astype(dtype), q.shape)
+        counted = True if counts is None else jnp.broadcast_to(counts, q.shape)
+        fault = jnp.any(~(valid(t) & (q < jnp.inf)) & counted, axis=axes, keepdims=True)
+        # Added to both, so that every derivative in the row is NaN too.
+        poison = jnp.broadcast_to(jnp.where(fault, jnp.asarray(jnp.nan, dtype), 0), q.shape)
+        q, t = q + poison, t + poison
+        if counts is not None:
+            q, t = jnp.where(counted, q, 0), jnp.where(counted, t, nothing)
+        return jnp.sum(cost(q, t), axis=axes)
+
+    return rows(*vary_alike(q, t, counts))
+
+
+def _finite(x: Each) -> Each:
+    """x with ±∞ told as the largest numbers, so that 0·∞ is 0 after it."""
+    return jnp.where(jnp.isinf(x), jnp.sign(x) * jnp.finfo(x.dtype).max, x)
+
+
+@jax.custom_jvp
+def _cost(q: Each, t: Each) -> Each:
+    """t (log t − q), 0 where t = 0."""
+    return jnp.where(t == 0, jnp.zeros_like(q), t * (jnp.log(t) - q))
+
+
+def _cost_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
+    (q, t), (q_dot, t_dot) = primals, tangents
+    out = _cost(q, t)
+    out_dot = jnp.zeros_like(out)
+    if not isinstance(q_dot, SymbolicZero):
+        out_dot = out_dot - t * q_dot
+    if not isinstance(t_dot, SymbolicZero):
+        out_dot = out_dot + _slope(q, t) * t_dot
+    return out, out_dot
+
+
+_cost.defjvp(_cost_jvp, symbolic_zeros=True)
+
+
+@jax.custom_jvp
+def _slope(q: Each, t: Each) -> Each:
+    """log t + 1 − q; on an impossible class +∞, even where t = 0."""
+    return _finite(jnp.where(q == -jnp.inf, jnp.inf, jnp.log(t) + 1 - q))
+
+
+@_slope.defjvp
+def _slope_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
+    (q, t), (q_dot, t_dot) = primals, tangents
+    return _slope(q, t), _finite(1 / t) * t_dot - q_dot
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _log_cost(n: int, q: Each, l: Each) -> Each:
+    """e^l (l − q + n), the n-th derivative by l of the cost; 0 where l = −∞."""
+    some = jnp.where(q == -jnp.inf, jnp.inf, jnp.exp(l) * (l - q + n))
+    return jnp.where(l == -jnp.inf, jnp.zeros_like(q), some)
+
+
+def _log_cost_jvp(n: int, primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
+    (q, l), (q_dot, l_dot) = primals, tangents
+    out = _log_cost(n, q, l)
+    out_dot = jnp.zeros_like(out)
+    if not isinstance(q_dot, SymbolicZero):
+        out_dot = out_dot - jnp.exp(l) * q_dot
+    if not isinstance(l_dot, SymbolicZero):
+        out_dot = out_dot + _finite(_log_cost(n + 1, q, l)) * l_dot
+    return out, out_dot
+
+
+_log_cost.defjvp(_log_cost_jvp, symbolic_zeros=True)

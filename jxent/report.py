@@ -1,0 +1,235 @@
+"""What the command line shows: tables, progress bars, the verdict in words, the picture."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from jxent import demo, gradcheck
+
+COLOURS = ("#0072B2", "#D55E00")  # told apart by colour-blind readers too
+SCIENTIFIC_FROM = 1e4
+
+
+def console() -> Console:
+    """Standard output; numbers keep their colour, lines their length."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def show_setting(to: Console, versions: dict[str, str], device: str) -> None:
+    """Which device, which versions."""
+    to.print(" · ".join(f"{name} {version}" for name, version in versions.items()))
+    to.print(f"device: {device}")
+
+
+def show_gradient_check(to: Console, check: gradcheck.GradientCheck) -> None:
+    """The largest differences, and what plain JAX loses in confident rows."""
+    to.print(
+        "\n[bold]Gradient check[/bold]: "
+        f"{gradcheck.ROWS} rows of {gradcheck.CLASSES} float32 logits of each kind; "
+        "largest differences in ulp"
+    )
+    table = Table("rows", "quantity", box=SIMPLE_HEAD, pad_edge=False)
+    for column in (
+        "jxent −\nfloat64",
+        "jax.grad −\nfloat64",
+        "jxent −\njax.grad",
+        "bound",
+        "within",
+    ):
+        table.add_column(column, justify="right")
+    for d in check.differences:
+        table.add_row(
+            d.rows,
+            d.quantity,
+            _ulp(d.jxent_from_float64),
+            _ulp(d.plain_from_float64),
+            _ulp(d.jxent_from_plain),
+            d.bound,
+            "yes" if d.within else "[bold red]NO[/bold red]",
+        )
+    to.print(table)
+    to.print("bound: on jxent − float64; gap = the largest logit − the next")
+    to.print(
+        f"confident rows, where the label leads by {gradcheck.CONFIDENT_GAP:.0f}: plain JAX's loss "
+        f"is exactly 0 in {check.plain_false_zeros} of {gradcheck.ROWS}"
+    )
+
+
+def show_data(to: Console, config: demo.Config, data: demo.Data) -> None:
+    """What is trained on, and how."""
+    to.print(
+        f"\n[bold]Training[/bold] on {config.dataset}: {data.x.shape[-1]} features, "
+        f"{data.classes} classes, {len(data.labels)} examples, {len(data.held_out_labels)} held out"
+    )
+    to.print(f"train loss: {_train_loss(config)}; seed {config.seed}")
+
+
+@contextmanager
+def progress(to: Console, names: Sequence[str], epochs: int) -> Iterator[Any]:
+    """A bar for each model; yields `advance(name, epoch)`."""
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
+    figures = TextColumn("{task.fields[figures]}")
+    with Progress(*columns, TextColumn("epochs"), figures, console=to) as bars:
+        tasks: dict[str, TaskID] = {
+            name: bars.add_task(name, total=epochs, figures="") for name in names
+        }
+
+        def advance(name: str, epoch: demo.Epoch) -> None:
+            figures = f"train {epoch.train_loss:.4f}  held out {epoch.held_out_log_loss:.4f}"
+            bars.update(tasks[name], advance=1, figures=figures)
+
+        yield advance
+
+
+def show_result(to: Console, result: demo.Result) -> None:
+    """Held-out figures of every model."""
+    to.print("\n[bold]Held out[/bold], unweighted and unsmoothed")
+    table = Table("model", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("log loss\n(nats)", "−\nscikit-learn's", "accuracy", "perplexity"):
+        table.add_column(column, justify="right")
+    for name, e in result.evaluations.items():
+        table.add_row(
+            name,
+            f"{e.log_loss:.6f}",
+            f"{e.log_loss - e.sklearn_log_loss:+.0e}",
+            f"{e.accuracy:.2%}",
+            f"{e.perplexity:.4f}",
+        )
+    to.print(table)
+    to.print(f"knowing only how frequent each class is: {result.guess:.6f} nats")
+
+
+def show_verdict(to: Console, result: demo.Result) -> None:
+    """Which model wins."""
+    first, *rest = verdict(result).splitlines()
+    to.print(f"[bold]{first}[/bold]")
+    for line in rest:
+        to.print(line, markup=False)
+
+
+def verdict(result: demo.Result) -> str:
+    """Which model wins, by how much per example, and how sure that is."""
+    d = result.difference
+    count = len(result.evaluations[result.better].rows)
+    evidence = (
+        f"standard error {d.standard_error:.4f}, {demo.CONFIDENCE:.0%} t interval "
+        f"{d.low:.4f} to {d.high:.4f}, {count} held-out examples"
+    )
+    if d.distinguishable:
+        return (
+            f"{result.better} wins by cross-entropy: "
+            f"{d.mean:.4f} nats per example below {result.worse}\n{evidence}"
+        )
+    return (
+        f"{result.better} has the lower cross-entropy, "
+        f"{d.mean:.4f} nats per example below {result.worse}\n"
+        f"but the difference is not distinguishable from zero: no clear winner\n{evidence}"
+    )
+
+
+def draw(path: Path, config: demo.Config, result: demo.Result) -> None:
+    """A PNG of every model's training and held-out curve."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    figure = Figure(figsize=(8, 5.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for (name, history), colour in zip(result.histories.items(), COLOURS, strict=True):
+        epochs = range(1, len(history) + 1)
+        for style, label, values in (
+            ("--", "train loss", [epoch.train_loss for epoch in history]),
+            ("-", "held-out cross-entropy", [epoch.held_out_log_loss for epoch in history]),
+        ):
+            axes.plot(
+                epochs,
+                values,
+                color=colour,
+                linestyle=style,
+                marker="o" if len(history) == 1 else None,  # one point makes no line
+                label=f"{name}: {label}, at the end {values[-1]:.4f}",
+            )
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(
+        title=f"{config.dataset}, seed {config.seed}: train loss is {_train_loss(config)}",
+        xlabel="epoch",
+        ylabel="nats per example (log scale)",
+    )
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path)
+
+
+def record(
+    config: demo.Config,
+    data: demo.Data,
+    check: gradcheck.GradientCheck,
+    result: demo.Result,
+    versions: dict[str, str],
+    device: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """Every number shown, for JSON."""
+    return {
+        "versions": versions,
+        "device": device,
+        "config": config._asdict(),
+        "constants": {
+            "batch": demo.BATCH,
+            "hidden": demo.HIDDEN,
+            "optimizer": "adamw",
+            "learning_rate": {model.name: model.learning_rate for model in demo.MODELS},
+            "weight_decay": {model.name: model.weight_decay for model in demo.MODELS},
+            "confidence": demo.CONFIDENCE,
+        },
+        "gradient_check": {
+            "rows": gradcheck.ROWS,
+            "classes": gradcheck.CLASSES,
+            "confident_gap": gradcheck.CONFIDENT_GAP,
+            "plain_false_zeros": check.plain_false_zeros,
+            "passed": check.passed,
+            "differences_in_ulp": [d._asdict() for d in check.differences],
+        },
+        "data": {
+            "features": data.x.shape[-1],
+            "classes": data.classes,
+            "examples": len(data.labels),
+            "held_out": len(data.held_out_labels),
+        },
+        "models": {
+            name: {key: value for key, value in e._asdict().items() if key != "rows"}
+            | {"epochs": [epoch._asdict() for epoch in result.histories[name]]}
+            for name, e in result.evaluations.items()
+        },
+        "class_frequencies_log_loss": result.guess,
+        "comparison": {
+            "better": result.better,
+            "worse": result.worse,
+            **result.difference._asdict(),
+            "distinguishable": result.difference.distinguishable,
+            "verdict": verdict(result),
+        },
+        "seconds": seconds,
+    }
+
+
+def _train_loss(config: demo.Config) -> str:
+    options = []
+    if config.class_weights:
+        options.append(f"{config.class_weights} class weights")
+    if config.label_smoothing:
+        options.append(f"label smoothing {config.label_smoothing:g}")
+    return "cross-entropy" + (f" with {' and '.join(options)}" if options else "")
+
+
+def _ulp(value: float) -> str:
+    return f"{value:.1e}" if value >= SCIENTIFIC_FROM else f"{value:.1f}"

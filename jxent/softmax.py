@@ -1,0 +1,417 @@
+"""Row losses on the softmax: optax's names, order, keywords and defaults, one loss a row.
+
+Rows are not reduced, and every transformation of JAX applies: jvp, linearize, jacfwd and hessian
+as well as grad.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jxent import _check, _dense
+from jxent._compat import vary_alike
+from jxent._product import scale
+from jxent._typing import (
+    ArrayLike,
+    Axes,
+    ClassMask,
+    ClassWeights,
+    Logits,
+    PerRow,
+    RowMask,
+    Scalar,
+    Targets,
+)
+from jxent._weights import class_weight, is_labels, narrow
+from jxent.losses import weighed_rows
+
+
+def softmax_cross_entropy_with_integer_labels(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: Axes = -1,
+    where: ArrayLike | None = None,
+    *,
+    class_weights: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+) -> jax.Array:
+    """Softmax cross-entropy of each row with its integer label, in nats.
+
+        loss = (1−ε) c_y nll_y + (ε/V) Σ_v c_v nll_v + ζ lse(z)²        nll_v = lse(z) − z_v
+
+    The drop-in for `optax.softmax_cross_entropy_with_integer_labels`, in every mode of
+    differentiation. `cross_entropy` is the same loss reduced, with row weights and a denominator.
+
+    Args:
+      logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
+      labels: integers `[*n]` in [0, V); flat indices where `axis` is a tuple.
+      axis: the class axis, a tuple of axes that are flattened together, or None for all.
+      where: boolean, `[*n]` to keep rows or of the logits' shape to keep classes. A row without
+        any class is dropped. Dropped rows are exactly 0, loss and gradient.
+      class_weights: `[V]`, over the flattened class axes.
+      label_smoothing: ε in [0, 1], static.
+      z_loss: ζ ≥ 0, static.
+      logit_softcap: κ > 0, static; z = κ tanh(logits/κ).
+
+    Returns:
+      `[*n]` in nats, float32 (float64 for float64 logits).
+
+    Raises:
+      TypeError, ValueError: as `cross_entropy`; concrete labels outside [0, V) too. Under jit they
+        are NaN in the loss and gradient of their row.
+
+    Saved for the backward pass: the arguments and a few numbers per row.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> logits = jnp.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]])
+      >>> labels = jnp.array([0, 1])
+      >>> losses = jxent.softmax_cross_entropy_with_integer_labels(logits, labels)
+      >>> with jnp.printoptions(precision=4, suppress=True): print(losses)
+      [0.2761 2.9518]
+
+    Source:
+      Goodfellow, Bengio, Courville, *Deep Learning* (2016), §6.2.2.
+    """
+    fn = "softmax_cross_entropy_with_integer_labels"
+    z, rows_of = _classes_last(fn, logits, axis)
+    y = _check.labels(fn, labels, z.shape[:-1])
+    kept, mask = _check.where(fn, rows_of(where), z.shape)
+    _check.label_values(fn, labels, z.shape[-1], kept)
+    return _row_losses(
+        fn,
+        z,
+        y,
+        kept,
+        mask,
+        _check.weights(fn, "class_weights", class_weights, z.shape[-1:]),
+        label_smoothing=_check.fraction(fn, "label_smoothing", label_smoothing),
+        z_loss=_check.not_negative(fn, "z_loss", z_loss),
+        logit_softcap=_check.softcap(fn, logit_softcap),
+    )
+
+
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: Axes = -1,
+    where: ArrayLike | None = None,
+    *,
+    class_weights: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+) -> jax.Array:
+    """Softmax cross-entropy of each row with a distribution, in nats, with 0·∞ = 0.
+
+        loss = Σ_v c_v ((1−ε) t_v + ε/V) nll_v + ζ lse(z)²        nll_v = lse(z) − z_v
+
+    The drop-in for `optax.softmax_cross_entropy` and for `optax.safe_softmax_cross_entropy` (under
+    that name it is this same function), in every mode of differentiation.
+
+    Args:
+      logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
+      labels: distributions or one-hot integers of the logits' shape, or one distribution `[V]`
+        for all rows. They need not sum to 1; they must not be negative.
+      axis, where, class_weights, label_smoothing, z_loss, logit_softcap: as in
+        `softmax_cross_entropy_with_integer_labels`.
+
+    Returns:
+      `[*n]` in nats, float32 (float64 for float64 logits).
+
+    Raises:
+      TypeError, ValueError: as `cross_entropy`. Mass on a class that `where` excludes is NaN in its
+        row.
+
+    Saved for the backward pass: the arguments and a few numbers per row.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> logits = jnp.array([[1.2, -0.8, -jnp.inf], [0.9, -1.2, 1.1]])
+      >>> targets = jnp.array([[0.9, 0.1, 0.0], [0.0, 0.5, 0.5]])
+      >>> losses = jxent.softmax_cross_entropy(logits, targets)
+      >>> with jnp.printoptions(precision=4, suppress=True): print(losses)
+      [0.3269 1.8018]
+
+    Source:
+      Goodfellow, Bengio, Courville, *Deep Learning* (2016), §6.2.2.
+    """
+    fn = "softmax_cross_entropy"
+    z, rows_of = _classes_last(fn, logits, axis)
+    kept, mask = _check.where(fn, rows_of(where), z.shape)
+    return _row_losses(
+        fn,
+        z,
+        _soft_labels(fn, labels, z, rows_of),
+        kept,
+        mask,
+        _check.weights(fn, "class_weights", class_weights, z.shape[-1:]),
+        label_smoothing=_check.fraction(fn, "label_smoothing", label_smoothing),
+        z_loss=_check.not_negative(fn, "z_loss", z_loss),
+        logit_softcap=_check.softcap(fn, logit_softcap),
+    )
+
+
+safe_softmax_cross_entropy = softmax_cross_entropy
+
+
+def softmax_focal_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    gamma: ArrayLike = 2.0,
+    axis: Axes = -1,
+    where: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+) -> jax.Array:
+    """Focal loss of each row: cross-entropy that turns away from what is already learnt, in nats.
+
+        loss = c_y (1 − p_y)^γ nll_y             for a label y
+        loss = Σ_v t_v c_v (1 − p_v)^γ nll_v     for a distribution t
+
+    γ = 0 is the cross-entropy. 1 − p is −expm1(−nll), so confident rows keep their digits and the
+    gradient is finite for every γ ≥ 0.
+
+    Args:
+      logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
+      labels: integers `[*n]`, or distributions or one-hot integers of the logits' shape.
+      gamma: γ ≥ 0, a scalar; it may be traced.
+      axis, where, class_weights: as in `softmax_cross_entropy_with_integer_labels`.
+
+    Returns:
+      `[*n]` in nats, float32 (float64 for float64 logits).
+
+    Raises:
+      TypeError, ValueError: as `cross_entropy`; a concrete negative γ.
+
+    Saved for the backward pass: the arguments and a few numbers per row for labels, the arguments
+    for distributions.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> logits = jnp.array([[4.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+      >>> labels = jnp.array([0, 2])
+      >>> losses = jxent.softmax_focal_loss(logits, labels)
+      >>> with jnp.printoptions(precision=4, suppress=True): print(losses)
+      [0.     0.9635]
+
+    Source:
+      Lin et al., *Focal Loss for Dense Object Detection*, arXiv:1708.02002, with the softmax.
+    """
+    fn = "softmax_focal_loss"
+    _check.nonnegative(fn, "gamma", gamma)
+    return _of_nll(fn, _focal, gamma, "gamma", logits, labels, axis, where, class_weights)
+
+
+def poly_loss_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    epsilon: ArrayLike = 2.0,
+    axis: Axes = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Poly-1 loss of each row: cross-entropy and ε times its first term in 1 − p, in nats.
+
+        loss = Σ_v t_v (nll_v + ε (1 − p_v))
+
+    The drop-in for `optax.poly_loss_cross_entropy`; integer labels are accepted too.
+
+    Args:
+      logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
+      labels: distributions or one-hot integers of the logits' shape, one distribution `[V]`, or
+        integers `[*n]`.
+      epsilon: ε, a scalar; it may be traced.
+      axis, where: as in `softmax_cross_entropy_with_integer_labels`.
+
+    Returns:
+      `[*n]` in nats, float32 (float64 for float64 logits).
+
+    Raises:
+      TypeError, ValueError: as `cross_entropy`.
+
+    Saved for the backward pass: as `softmax_focal_loss`.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> logits = jnp.array([[1.2, -0.8, -0.5]])
+      >>> losses = jxent.poly_loss_cross_entropy(logits, jnp.array([[1.0, 0.0, 0.0]]))
+      >>> with jnp.printoptions(precision=4, suppress=True): print(losses)
+      [0.7587]
+
+    Source:
+      Leng et al., *PolyLoss*, arXiv:2204.12511.
+    """
+    fn = "poly_loss_cross_entropy"
+    return _of_nll(fn, _poly, epsilon, "epsilon", logits, labels, axis, where, None)
+
+
+def _classes_last(
+    fn: str, logits: ArrayLike, axis: Axes
+) -> tuple[Logits, Callable[[ArrayLike | None], ArrayLike | None]]:
+    """Logits as [*n, V], and the same move for whatever else has the logits' shape."""
+    given = _check.floats(fn, "logits", logits)
+    axes = _check.axes(fn, axis, given.ndim)
+    rows = tuple(a for a in range(given.ndim) if a not in axes)
+
+    def moved(x: Array) -> Array:
+        if axes == (x.ndim - 1,):
+            return x
+        x = jnp.transpose(x, rows + axes)
+        return x if len(axes) == 1 else jnp.reshape(x, (*x.shape[: len(rows)], -1))
+
+    def move(x: ArrayLike | None) -> ArrayLike | None:
+        if x is None or _check.shape_of(x) != given.shape:
+            return x
+        return moved(jnp.asarray(x))
+
+    return _check.logits(fn, moved(given)), move
+
+
+def _soft_labels(
+    fn: str,
+    labels: ArrayLike,
+    z: Logits,
+    rows_of: Callable[[ArrayLike | None], ArrayLike | None],
+) -> Logits:
+    """Distributions [*n, V] from what optax takes: one-hot integers, or one row [V] for all."""
+    moved = rows_of(labels)
+    assert moved is not None
+    return _check.soft_labels(fn, moved, z)
+
+
+@partial(jax.jit, static_argnames=("fn", "label_smoothing", "z_loss", "logit_softcap"), inline=True)
+def _row_losses(
+    fn: str,
+    z: Logits,
+    t: Targets,
+    kept: RowMask | None,
+    mask: ClassMask | None,
+    class_weights: ClassWeights | None,
+    *,
+    label_smoothing: float,
+    z_loss: float,
+    logit_softcap: float | None,
+) -> PerRow:
+    @_dense.remembering
+    def losses(
+        z: Logits,
+        t: Targets,
+        kept: RowMask | None,
+        mask: ClassMask | None,
+        c: ClassWeights | None,
+    ) -> PerRow:
+        return weighed_rows(
+            _dense.numbers,
+            fn,
+            z,
+            t,
+            kept,
+            mask,
+            c,
+            None,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            logit_softcap=logit_softcap,
+        )[0]
+
+    return losses(z, t, kept, mask, class_weights)
+
+
+def _of_nll(
+    fn: str,
+    g: Callable[[Array, Scalar], Array],
+    parameter: ArrayLike,
+    name: str,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: Axes,
+    where: ArrayLike | None,
+    class_weights: ArrayLike | None,
+) -> PerRow:
+    """c_y g(nll_y) for labels, Σ_v t_v c_v g(nll_v) for distributions."""
+    z, rows_of = _classes_last(fn, logits, axis)
+    kept, mask = _check.where(fn, rows_of(where), z.shape)
+    t: Targets
+    if _check.shape_of(labels) == z.shape[:-1] and _check.is_integer(labels):
+        t = _check.labels(fn, labels, z.shape[:-1])
+        _check.label_values(fn, labels, z.shape[-1], kept)
+    else:
+        t = _soft_labels(fn, labels, z, rows_of)
+    c = _check.weights(fn, "class_weights", class_weights, z.shape[-1:])
+    scalar = _check.weights(fn, name, parameter, ())
+    return _transformed_rows(fn, g, z, t, kept, mask, c, scalar)
+
+
+@partial(jax.jit, static_argnames=("fn", "g"), inline=True)
+def _transformed_rows(
+    fn: str,
+    g: Callable[[Array, Scalar], Array],
+    z: Logits,
+    t: Targets,
+    kept: RowMask | None,
+    mask: ClassMask | None,
+    class_weights: ClassWeights | None,
+    parameter: Scalar,
+) -> PerRow:
+    dtype = _dense.loss_dtype(z)
+
+    @_dense.remembering
+    def losses(
+        z: Logits,
+        t: Targets,
+        kept: RowMask | None,
+        mask: ClassMask | None,
+        c: ClassWeights | None,
+        parameter: Scalar,
+    ) -> PerRow:
+        parameter = parameter.astype(dtype)
+        if not is_labels(t):
+            w, nll = _dense.every_nll(*vary_alike(z, t, c, mask, kept))
+            return jnp.sum(scale(w, g(nll, parameter)), axis=-1)
+        own = class_weight(t, c, dtype)
+        y = narrow(t, z.shape[-1])
+        _check.traced_labels(fn, t, y, kept, z.shape[-1])
+        nll = _dense.numbers(_dense.Options(), *vary_alike(z, y, None, mask, kept)).nll
+        out = g(nll, parameter)
+        if own is None:
+            return out
+        return scale(own if kept is None else jnp.where(kept, own, 0), out)
+
+    return losses(z, t, kept, mask, class_weights, parameter)
+
+
+@jax.custom_jvp
+def _focal(nll: Array, gamma: Scalar) -> Array:
+    """(1 − p)^γ nll with 1 − p = −expm1(−nll)."""
+    return _modulation(nll, gamma) * nll
+
+
+def _modulation(nll: Array, gamma: Scalar) -> Array:
+    inside = ~(nll <= 0)
+    base = -jnp.expm1(-jnp.where(inside, nll, 1))
+    return jnp.where(gamma < 0, jnp.nan, jnp.where(inside, base**gamma, gamma == 0))
+
+
+@_focal.defjvp
+def _focal_jvp(primals: tuple[Array, Scalar], tangents: tuple[Array, Scalar]) -> tuple:
+    nll, gamma = primals
+    nll_dot, gamma_dot = tangents
+    # d/dnll = (1−p)^γ (1 + γ nll/expm1(nll)); the ratio is 1 at 0 and 0 at ∞.
+    inside = (nll > 0) & jnp.isfinite(nll)
+    safe = jnp.where(inside, nll, 1)
+    ratio = jnp.where(inside, safe / jnp.expm1(safe), jnp.where(nll > 0, 0, 1))
+    by_nll = _modulation(nll, gamma) * (1 + gamma * ratio)
+    by_gamma = _focal(nll, gamma) * jnp.log(-jnp.expm1(-safe))
+    by_gamma = jnp.where(inside | jnp.isnan(nll), by_gamma, 0)
+    return _focal(nll, gamma), by_nll * nll_dot + by_gamma * gamma_dot
+
+
+def _poly(nll: Array, epsilon: Scalar) -> Array:
+    """nll + ε (1 − p) with 1 − p = −expm1(−nll)."""
+    return nll - epsilon * jnp.expm1(-nll)

@@ -1,0 +1,186 @@
+"""Checks for your own losses: gradients against a reference, bad labels found under jit."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import checkify
+
+from jxent import _check, _compat
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Central differences in float64 err by h² from the curvature and ε/h from rounding: ε^(1/3).
+_STEP = float(np.finfo(np.float64).eps) ** (1 / 3)
+_DIFFERENCE_RTOL = 1e-6
+
+
+def assert_gradients_match(
+    fn: Callable[..., Any],
+    reference: Callable[..., Any],
+    *args: Any,
+    rtol: float = 1e-5,
+    atol: float = 1e-6,
+    directions: int = 4,
+    seed: int = 0,
+) -> None:
+    """Assert that fn's own gradient is that of a plain reference, and of fn itself.
+
+        ∇fn(x) ≈ jax.grad(reference)(x)                       in the dtype given
+        ∇fn(x)·d ≈ (fn(x + h d) − fn(x − h d)) / 2h           in float64, h = ε^(1/3)·scale
+
+    The first compares the custom rule with JAX's differentiation of the textbook formula, the
+    second with the values of fn, so that a mistake common to rule and reference is found too.
+
+    Args:
+      fn: a function of arrays, with a custom gradient. Its outputs are summed.
+      reference: the same function in plain `jax.numpy`.
+      *args: arguments of both; gradients are taken for those that hold floating-point arrays only.
+      rtol, atol: tolerances of the first comparison, and of the values. A tolerance so wide that
+        a gradient of zero would pass is refused.
+      directions: how many random directions d the second comparison takes.
+      seed: of the directions.
+
+    Raises:
+      AssertionError: from `chex.assert_trees_all_close`, naming the first leaf that differs; or the
+        tolerance is refused.
+      ValueError: there is nothing to differentiate.
+
+    Saved for the backward pass: nothing; this is not differentiated.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jxent
+      >>> labels = jnp.array([0, 2])
+      >>> def reference(logits):
+      ...     return -jax.nn.log_softmax(logits)[jnp.arange(2), labels].mean()
+      >>> logits = jnp.array([[1.0, 2.0, 3.0], [0.5, 0.0, -1.0]])
+      >>> jxent.testing.assert_gradients_match(
+      ...     lambda z: jxent.cross_entropy(z, labels), reference, logits)
+
+    Source:
+      Central differences: Nocedal & Wright, *Numerical Optimization* (2006), §8.1.
+    """
+    moving = [i for i, arg in enumerate(args) if _differentiable(arg)]
+    if not moving:
+        raise ValueError(
+            "assert_gradients_match: no argument holds floating-point arrays only, so there is "
+            "nothing to differentiate"
+        )
+
+    def of(f: Callable[..., Any], moved: list[Any], rest: tuple[Any, ...]) -> jax.Array:
+        full = list(rest)
+        for i, value in zip(moving, moved, strict=True):
+            full[i] = value
+        return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(f(*full))), start=jnp.zeros(()))
+
+    start = [jax.tree.map(jnp.asarray, args[i]) for i in moving]
+    value, ours = jax.value_and_grad(lambda moved: of(fn, moved, args))(start)
+    plain, theirs = jax.value_and_grad(lambda moved: of(reference, moved, args))(start)
+    chex.assert_trees_all_close(value, plain, rtol=rtol, atol=atol)
+    _refuse_vacuous(theirs, atol)
+    chex.assert_trees_all_equal_dtypes(ours, start)
+    chex.assert_trees_all_close(ours, theirs, rtol=rtol, atol=atol)
+
+    with _compat.enable_x64():
+        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), start)
+        gradient = jax.jit(jax.grad(lambda moved: of(fn, moved, args)))(wide)
+        evaluate = jax.jit(lambda moved: of(fn, moved, args))
+        rng = np.random.default_rng(seed)
+        for _ in range(directions):
+            d = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape)), wide)
+            _assert_slope(evaluate, wide, gradient, d)
+
+
+def _differentiable(arg: Any) -> bool:
+    leaves = jax.tree.leaves(arg)
+    return bool(leaves) and all(
+        jnp.issubdtype(np.asarray(x).dtype if np.isscalar(x) else x.dtype, jnp.floating)
+        for x in leaves
+    )
+
+
+def _refuse_vacuous(gradient: Any, atol: float) -> None:
+    largest = max(float(jnp.max(jnp.abs(x), initial=0)) for x in jax.tree.leaves(gradient))
+    if 0 < largest <= 10 * atol:
+        raise AssertionError(
+            f"assert_gradients_match: the largest gradient is {largest:.2e}, so atol={atol:.2e} "
+            "could not tell it from zero; lower atol or scale the loss"
+        )
+
+
+def _assert_slope(evaluate: Callable[[Any], jax.Array], at: Any, gradient: Any, d: Any) -> None:
+    h = _STEP * max(1.0, *(float(jnp.max(jnp.abs(x), initial=0)) for x in jax.tree.leaves(at)))
+    ahead = evaluate(jax.tree.map(lambda x, dx: x + h * dx, at, d))
+    behind = evaluate(jax.tree.map(lambda x, dx: x - h * dx, at, d))
+    terms = jax.tree.leaves(jax.tree.map(lambda g, dx: g * dx, gradient, d))
+    size = sum(float(jnp.sum(jnp.abs(term))) for term in terms)
+    rounding = float(jnp.abs(ahead)) * np.finfo(np.float64).eps / h
+    chex.assert_trees_all_close(
+        sum(jnp.sum(term) for term in terms),
+        (ahead - behind) / (2 * h),
+        rtol=0,
+        atol=_DIFFERENCE_RTOL * size + 10 * rounding,
+    )
+
+
+def checked(fn: Callable[P, R]) -> Callable[P, R]:
+    """fn, raising where jit alone can only give NaN.
+
+    A label outside [0, V) that reaches a jxent loss inside fn raises and is named by its position.
+    Where checkify loses the check (a scan that is differentiated inside fn), NaN among the results
+    still raises, its place unknown.
+
+    For debugging: fn is traced apart from its ordinary self, and every call waits for its result.
+
+    Args:
+      fn: a function of arrays that calls jxent losses, itself jitted or not.
+
+    Returns:
+      A function of the same arguments and results.
+
+    Raises:
+      ValueError: from the call, at the first bad label, or at NaN among the results.
+
+    Saved for the backward pass: differentiate inside fn, not through `checked`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jxent
+      >>> step = jax.jit(jax.value_and_grad(jxent.cross_entropy))
+      >>> loss, grad = step(jnp.zeros((2, 3)), jnp.array([0, 7]))   # NaN, and no word of why
+      >>> try:
+      ...     jxent.testing.checked(step)(jnp.zeros((2, 3)), jnp.array([0, 7]))
+      ... except ValueError as error:
+      ...     print(str(error).split(";")[0])
+      cross_entropy: `labels`[1] = 7 is outside [0, 3)
+
+    Source:
+      `jax.experimental.checkify`.
+    """
+    functional = checkify.checkify(fn, errors=checkify.user_checks)
+
+    @functools.wraps(fn)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        token = _check.CHECKING.set(True)
+        try:
+            with _compat.separate_traces("checked"):
+                error, out = functional(*args, **kwargs)
+        finally:
+            _check.CHECKING.reset(token)
+        message = error.get()
+        if message is not None:
+            raise ValueError(message.removesuffix(" (`check` failed)"))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(out):
+            x = np.asarray(leaf)
+            if jnp.issubdtype(x.dtype, jnp.inexact) and np.isnan(x).any():
+                raise ValueError(
+                    f"checked: result{jax.tree_util.keystr(path)} holds NaN, but no label was seen "
+                    "outside its range; look at the inputs, or inside a differentiated scan"
+                )
+        return out
+
+    return call

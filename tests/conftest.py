@@ -1,0 +1,46 @@
+"""How every test runs: shapes checked at run time, strict promotion, eight CPU devices."""
+
+import os
+
+# Read when JAX first looks for devices.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+from jaxtyping import install_import_hook
+
+install_import_hook("jxent", "beartype.beartype")
+
+import jax
+import pytest
+from compare import enable_x64
+from hypothesis import settings
+
+settings.register_profile(
+    "ordinary", derandomize=True, deadline=None, database=None, max_examples=25
+)
+settings.register_profile("deep", settings.get_profile("ordinary"), max_examples=1000)
+settings.load_profile("ordinary")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "relaxed: JAX's ordinary promotion throughout, not the strict one"
+    )
+
+
+@pytest.fixture(autouse=True)
+def strict(request: pytest.FixtureRequest):
+    """No implicit promotion of dtypes or ranks (`compare.relaxed` for code that needs it)."""
+    if request.node.get_closest_marker("relaxed"):
+        yield
+        return
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    """float64 exists."""
+    with enable_x64():
+        yield

@@ -1,0 +1,576 @@
+"""What every loss should be: float64 NumPy, written from the mathematics, importing nothing of jxent.
+
+A row of logits z over the kept classes, with a target row T ≥ 0 (labels are one-hot, smoothing and
+class weights are in T), is
+
+    loss = Σ_v T_v nll_v        nll_v = −log p_v        ∂loss/∂z = (ΣT) p − T
+
+Confident rows keep their digits in float64 as well: nll_v = (m − z_v) + log1p(S), where S is the
+sum of exp(z − m) without the maximum itself, and p_v − 1 = expm1(−nll_v).
+
+Each function returns the loss, its gradients written out by hand (for a `cotangent` of the loss),
+and for each of them the sum of its absolute terms: what an error is measured against where terms
+cancel.  0·∞ is 0 throughout.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+Axis = int | Sequence[int] | None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss, its gradients by argument name, and the sums of absolute terms ("value" included)."""
+
+    value: Array
+    gradient: dict[str, Array]
+    scale: dict[str, Array]
+
+
+def times(w: Any, x: Any) -> Array:
+    """w·x, where 0·∞ = 0·NaN = 0 for a zero w."""
+    w, x = np.broadcast_arrays(np.asarray(w, np.float64), np.asarray(x, np.float64))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.where(w == 0, 0.0, w * x)
+
+
+def _f64(x: Any) -> Array:
+    return np.asarray(x).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Row:
+    """p, nll, lse of each row; classes that are not kept have p = 0 and nll = ∞."""
+
+    m: Array
+    log1p_S: Array
+    nll: Array
+    p: Array
+    p_minus_1: Array
+
+    @property
+    def lse(self) -> Array:
+        return self.m + self.log1p_S
+
+
+def row(z: Any) -> Row:
+    """The statistics of rows of logits [*n, V]; NaN for NaN, +inf and all −inf."""
+    z = _f64(z)
+    m = z.max(axis=-1)
+    bad = ~np.isfinite(m)
+    z = np.where(bad[..., None], 0.0, z)
+    top = np.where(bad, 0.0, m)[..., None]
+    below = z < top
+    exp = np.exp(z - top)
+    S = np.where(below, exp, 0).sum(-1) + (np.sum(~below, axis=-1) - 1)
+    nll = (top - z) + np.log1p(S)[..., None]
+    nan = np.where(bad, np.nan, 0.0)
+    return Row(
+        m=np.where(bad, np.nan, m),
+        log1p_S=np.log1p(S) + nan,
+        nll=nll + nan[..., None],
+        p=exp / (1 + S)[..., None] + nan[..., None],
+        p_minus_1=np.expm1(-nll) + nan[..., None],
+    )
+
+
+def is_labels(logits: Any, targets: Any) -> bool:
+    return np.ndim(targets) == np.ndim(logits) - 1
+
+
+def label_weights(
+    labels: Any,
+    *,
+    where: Any = None,
+    ignore_index: int | None = None,
+    class_weights: Any = None,
+    row_weights: Any = None,
+) -> Array:
+    """(kept?) × row weight × c_y of each label: their sum is what "mean" divides by."""
+    y = np.asarray(labels)
+    kept = np.ones(y.shape, bool) if where is None else np.asarray(where)
+    if kept.ndim > y.ndim:
+        kept = kept.any(-1)
+    if ignore_index is not None:
+        kept = kept & (y != ignore_index)
+    w = np.ones(y.shape) if row_weights is None else _f64(row_weights)
+    c = np.ones(y.shape)
+    if class_weights is not None:
+        C = _f64(class_weights)
+        inside = (y >= 0) & (y < C.size)
+        c = np.where(inside, C[np.where(inside, y, 0)], np.nan)
+    return np.where(kept, times(w, c), 0.0)
+
+
+def cross_entropy(
+    logits: Any,
+    targets: Any,
+    *,
+    where: Any = None,
+    ignore_index: int | None = None,
+    class_weights: Any = None,
+    row_weights: Any = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    reduction: str = "mean",
+    normalizer: Any = None,
+    cotangent: Any = 1.0,
+) -> Loss:
+    """Cross-entropy with every option; gradients of all its arguments that are numbers."""
+    u = _f64(logits)
+    V = u.shape[-1]
+    rows = u.shape[:-1]
+    eps, zeta, kappa = label_smoothing, z_loss, logit_softcap
+
+    # Which rows and which classes count.
+    kept, mask = np.ones(rows, bool), np.ones(u.shape, bool)
+    if where is not None and np.ndim(where) == u.ndim:
+        mask = np.asarray(where, bool)
+        kept = mask.any(-1)
+    elif where is not None:
+        kept = np.asarray(where, bool)
+    if ignore_index is not None:
+        kept = kept & (np.asarray(targets) != ignore_index)
+    K = np.maximum(mask.sum(-1, keepdims=True), 1)
+
+    # Targets t; the rows at fault.
+    if is_labels(u, targets):
+        t = (np.arange(V) == np.asarray(targets)[..., None]).astype(np.float64)
+        wrong_target = ~np.any((t > 0) & mask, axis=-1)
+    else:
+        t = _f64(targets)
+        wrong_target = np.any((t != 0) & ~mask | np.isnan(t), axis=-1)
+    wrong_logits = np.any(mask & (np.isnan(u) | (u == np.inf)), axis=-1)
+    wrong_logits |= np.all(~mask | (u == -np.inf), axis=-1)
+    fault = wrong_target | wrong_logits
+    healthy = (kept & ~fault)[..., None]
+
+    # z = κ tanh(u/κ).
+    z = np.where(healthy & mask, u, -np.inf)
+    z = np.where(healthy, z, 0.0)
+    slope, slope_scale = np.ones_like(z), np.ones_like(z)
+    if kappa is not None:
+        z = np.where(z == -np.inf, z, kappa * np.tanh(z / kappa))
+        ratio = np.where(z == -np.inf, -1.0, z / kappa)
+        slope, slope_scale = 1 - ratio**2, 1 + ratio**2
+
+    r = row(z)
+    nan = np.where(fault & kept, np.nan, 0.0)
+    nll = np.where(mask, r.nll, 0.0) + nan[..., None]
+    nll_scale = nll
+    if kappa is not None:  # here the rounding of z counts, which is not exact as u is
+        nll_scale = np.where(mask, np.abs(r.m)[..., None] + np.abs(z) + r.log1p_S[..., None], 0.0)
+        nll_scale = nll_scale + nan[..., None]
+    lse, lse_scale = r.lse + nan, np.abs(r.m) + r.log1p_S + nan
+    p, p_minus_1 = r.p + nan[..., None], r.p_minus_1 + nan[..., None]
+
+    # T = c ⊙ ((1−ε) t + ε/K) over the kept classes.
+    C = np.ones(V) if class_weights is None else _f64(class_weights)
+    c = np.where(mask, C, 0.0)
+    share = np.where(mask, eps / K, 0.0)
+    own = (1 - eps) * np.where(mask, t, 0.0)
+    T = c * (own + share)
+    mass = T.sum(-1, keepdims=True)
+
+    target_nan = np.where(wrong_target & kept, np.nan, 0.0)
+    loss = times(T, nll).sum(-1) + times(zeta, lse**2) + target_nan
+    loss_scale = times(np.abs(T), nll_scale).sum(-1) + times(zeta, lse_scale**2)
+
+    # (ΣT) p_v − T_v = T_v (p_v − 1) + (ΣT − T_v) p_v, where nothing cancels.
+    dz = times(T, p_minus_1) + times(mass - T, p) + times(zeta, 2 * lse[..., None] * p)
+    dz = dz + target_nan[..., None]
+    c_own, c_share = np.abs(c * own), np.abs(c * share)
+    if is_labels(u, targets):
+        dz_scale = times(c_own, 1 - p) + times(c_own.sum(-1, keepdims=True) - c_own, p)
+    else:
+        dz_scale = times(c_own.sum(-1, keepdims=True), p) + c_own
+    dz_scale = dz_scale + times(c_share.sum(-1, keepdims=True), p) + c_share
+    dz_scale = dz_scale + times(zeta, 2 * lse_scale[..., None] * p)
+
+    # Each row's weight: w and its (average) class weight.
+    w = np.ones(rows) if row_weights is None else _f64(row_weights)
+    w = np.where(kept, w, 0.0)
+    total_t = np.where(mask, t, 0.0).sum(-1)
+    safe = np.where(total_t == 0, 1, total_t)
+    c_bar = np.where(total_t == 0, 0, (c * t).sum(-1) / safe)
+    dc_bar_dt = np.where(mask & (total_t != 0)[..., None], (c - c_bar[..., None]) / safe[..., None], 0)
+    dc_bar_dt_scale = np.where(mask, (np.abs(c) + np.abs(c_bar)[..., None]) / safe[..., None], 0)
+    dc_bar_dc = np.where(mask & (total_t != 0)[..., None], t / safe[..., None], 0)
+    if class_weights is None:
+        c_bar, dc_bar_dt, dc_bar_dt_scale = np.ones(rows), np.zeros(u.shape), np.zeros(u.shape)
+    elif is_labels(u, targets):
+        c_bar = np.where((t > 0).any(-1), c_bar, np.nan)
+    weights = times(w, c_bar)
+
+    # rows → number: value = Σ G·row with G = g/D, and D itself depends on the weights.
+    g = np.broadcast_to(_f64(cotangent), rows if reduction == "none" else ())
+    weighted, weighted_scale = times(w, loss), times(np.abs(w), loss_scale)
+    total, total_scale = weighted.sum(), weighted_scale.sum()
+    D, through_D = np.float64(1), np.float64(0)
+    if reduction == "mean":
+        D = weights.sum() if normalizer is None else _f64(normalizer)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        G = np.where(D == 0, 0, g / D)
+        value = np.where(D == 0, 0, total / D)
+        value_scale = np.where(D == 0, 0, total_scale / np.abs(D))
+        dD = np.where(D == 0, 0, -g * value / D)
+        dD_scale = np.where(D == 0, 0, np.abs(g) * value_scale / np.abs(D))
+    if reduction == "none":
+        value, value_scale = weighted, weighted_scale
+    if reduction == "mean" and normalizer is None:
+        through_D, through_D_scale = dD, dD_scale
+    else:
+        through_D = through_D_scale = np.float64(0)
+
+    Gw = times(w, G)
+    each = Gw[..., None]
+    class_axes = tuple(range(len(rows)))
+    gradient = {
+        "logits": times(each, dz * slope),
+        "targets": times(each, times((1 - eps) * c, nll)) + through_D * w[..., None] * dc_bar_dt,
+        "row_weights": np.where(kept, times(G, loss) + times(through_D, c_bar), 0.0),
+        "class_weights": (
+            times(each, times(own + share, nll)) + through_D * w[..., None] * dc_bar_dc
+        ).sum(class_axes),
+        "normalizer": dD,
+    }
+    aw = np.abs(w)[..., None]
+    scale = {
+        "value": value_scale,
+        "logits": times(np.abs(each), dz_scale * slope_scale),
+        "targets": times(np.abs(each), times((1 - eps) * np.abs(c), nll_scale))
+        + through_D_scale * aw * dc_bar_dt_scale,
+        "row_weights": np.where(
+            kept, times(np.abs(G), loss_scale) + times(through_D_scale, np.abs(c_bar)), 0.0
+        ),
+        "class_weights": (
+            times(np.abs(each), times(own + share, nll_scale)) + through_D_scale * aw * dc_bar_dc
+        ).sum(class_axes),
+        "normalizer": dD_scale,
+    }
+    return Loss(value, gradient, scale)
+
+
+def _axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+    if axis is None:
+        return tuple(range(ndim))
+    return tuple(a % ndim for a in ((axis,) if isinstance(axis, int) else axis))
+
+
+def classes_last(x: Any, axis: Axis) -> Array:
+    """x with its class axes moved to the end and flattened into one."""
+    x = np.asarray(x)
+    axes = _axes(axis, x.ndim)
+    batch = tuple(a for a in range(x.ndim) if a not in axes)
+    moved = x.transpose(batch + axes)
+    return moved.reshape(*moved.shape[: len(batch)], -1)
+
+
+def classes_back(x: Array, axis: Axis, shape: tuple[int, ...]) -> Array:
+    """The inverse of `classes_last` for an array of this shape."""
+    axes = _axes(axis, len(shape))
+    order = tuple(a for a in range(len(shape)) if a not in axes) + axes
+    return x.reshape([shape[a] for a in order]).transpose(np.argsort(order))
+
+
+def _over_axis(fn: Any, axis: Axis, logits: Any, targets: Any, where: Any, **options: Any) -> Loss:
+    shape = np.shape(logits)
+    soft = np.ndim(targets) == len(shape)
+    if where is not None and np.ndim(where) == len(shape):
+        where = classes_last(where, axis)
+    out = fn(
+        classes_last(logits, axis),
+        classes_last(targets, axis) if soft else targets,
+        where=where,
+        **options,
+    )
+
+    def back(by_name: dict[str, Array]) -> dict[str, Array]:
+        full = ("logits", "log_predictions") + (("targets", "labels", "log_targets") if soft else ())
+        return {k: classes_back(v, axis, shape) if k in full else v for k, v in by_name.items()}
+
+    return Loss(out.value, back(out.gradient), back(out.scale))
+
+
+def softmax_cross_entropy(
+    logits: Any, targets: Any, axis: Axis = -1, where: Any = None, **options: Any
+) -> Loss:
+    """Rows over any class axes, for labels and for distributions."""
+    return _over_axis(
+        cross_entropy, axis, logits, targets, where, reduction="none", **options
+    )
+
+
+def _rows_only(where: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """(rows kept, classes kept) of an optional mask of rows or classes."""
+    kept, mask = np.ones(shape[:-1], bool), np.ones(shape, bool)
+    if where is None:
+        return kept, mask
+    if np.ndim(where) == len(shape):
+        return np.asarray(where).any(-1), np.asarray(where, bool)
+    return np.asarray(where, bool), mask
+
+
+def _kept_row(z: Any, kept: Array, mask: Array) -> Row:
+    z = np.where(mask, _f64(z), -np.inf)
+    return row(np.where(kept[..., None], z, 0.0))
+
+
+def softmax_focal_loss(
+    logits: Any,
+    targets: Any,
+    *,
+    gamma: float = 2.0,
+    axis: Axis = -1,
+    where: Any = None,
+    class_weights: Any = None,
+    cotangent: Any = 1.0,
+) -> Loss:
+    """Σ_v c_v t_v (1 − p_v)^γ nll_v, for a label c_y (1 − p_y)^γ nll_y (Lin et al., 2017).
+
+    With φ(n) = (1 − e^−n)^γ n:   φ'(n) = u^γ + γ n p u^(γ−1), u = 1 − p,
+    and ∂nll_v/∂z = p − e_v.
+    """
+
+    def rows(logits: Any, targets: Any, where: Any) -> Loss:
+        V = np.shape(logits)[-1]
+        kept, mask = _rows_only(where, np.shape(logits))
+        r = _kept_row(logits, kept, mask)
+        t = (
+            (np.arange(V) == np.asarray(targets)[..., None]).astype(np.float64)
+            if is_labels(logits, targets)
+            else _f64(targets)
+        )
+        bad = np.any((t != 0) & ~mask, -1) | (t.sum(-1) == 0) & is_labels(logits, targets)
+        nan = np.where(bad & kept, np.nan, 0.0)
+        C = np.ones(V) if class_weights is None else _f64(class_weights)
+        t = np.where(mask & kept[..., None], t, 0.0)
+        n = np.where(t == 0, 1.0, r.nll)
+        u, p = -np.expm1(-n), np.exp(-n)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            phi = u**gamma * n
+            slope = u**gamma + times(gamma, n * p * u ** (gamma - 1))
+            dgamma = times(phi, np.log(u))
+        value = times(C * t, phi).sum(-1) + nan
+        q = times(C * t, slope)
+        g = np.broadcast_to(_f64(cotangent), value.shape)[..., None]
+        # (Σq) p_v − q_v without cancellation, as in cross_entropy.
+        dz = times(q, r.p_minus_1) + times(q.sum(-1, keepdims=True) - q, r.p) + nan[..., None]
+        scale = times(q, 1 - r.p) + times(q.sum(-1, keepdims=True) - q, r.p)
+        full_n = np.where(mask, r.nll, 0.0)
+        full_phi = (-np.expm1(-full_n)) ** gamma * full_n
+        gradient = {
+            "logits": times(g, dz),
+            "targets": times(g * kept[..., None], times(C, full_phi)),
+            "class_weights": times(g, times(t, phi)).sum(tuple(range(value.ndim))),
+            "gamma": times(g, times(C * t, dgamma)).sum(),
+        }
+        return Loss(value, gradient, {"value": np.abs(value), "logits": times(np.abs(g), scale)})
+
+    return _over_axis(rows, axis, logits, targets, where)
+
+
+def poly_loss_cross_entropy(
+    logits: Any,
+    labels: Any,
+    *,
+    epsilon: Any = 2.0,
+    axis: Axis = -1,
+    where: Any = None,
+    cotangent: Any = 1.0,
+) -> Loss:
+    """Σ_v t_v (nll_v + ε (1 − p_v)); ∂p_v/∂z_j = p_v (δ_vj − p_j) (Leng et al., 2022)."""
+
+    def rows(logits: Any, targets: Any, where: Any) -> Loss:
+        kept, mask = _rows_only(where, np.shape(logits))
+        r = _kept_row(logits, kept, mask)
+        t = np.where(kept[..., None], _f64(targets), 0.0)
+        nan = np.where(np.any((t != 0) & ~mask, -1), np.nan, 0.0)
+        t = np.where(mask, t, 0.0)
+        eps = float(epsilon)
+        value = times(t, r.nll - eps * r.p_minus_1).sum(-1) + nan
+        mass = t.sum(-1, keepdims=True)
+        g = np.broadcast_to(_f64(cotangent), value.shape)[..., None]
+        tp = times(t, r.p)
+        dz = times(t, r.p_minus_1) + times(mass - t, r.p)
+        dz = dz - eps * (tp - tp.sum(-1, keepdims=True) * r.p) + nan[..., None]
+        scale = times(mass, r.p) + t + np.abs(eps) * (tp + tp.sum(-1, keepdims=True) * r.p)
+        gradient = {
+            "logits": times(g, dz),
+            "labels": times(g * (mask & kept[..., None]), r.nll - eps * r.p_minus_1),
+            "epsilon": times(g, -times(t, r.p_minus_1)).sum(),
+        }
+        scales = {
+            "value": times(t, r.nll - np.abs(eps) * r.p_minus_1).sum(-1),
+            "logits": times(np.abs(g), scale),
+            "labels": times(np.abs(g), np.where(mask, r.nll - np.abs(eps) * r.p_minus_1, 0)),
+        }
+        return Loss(value, gradient, scales)
+
+    return _over_axis(rows, axis, logits, labels, where)
+
+
+def kl_divergence(
+    log_predictions: Any,
+    targets: Any,
+    axis: Axis = -1,
+    where: Any = None,
+    *,
+    cotangent: Any = 1.0,
+) -> Loss:
+    """Σ_v t_v (log t_v − q_v), q in log space; ∂/∂t_v = log t_v + 1 − q_v."""
+
+    def rows(q: Any, t: Any, where: Any) -> Loss:
+        q, t = _f64(q), _f64(t)
+        kept, mask = _rows_only(where, q.shape)
+        counts = mask & kept[..., None]
+        t = np.where(counts, t, 0.0)
+        q = np.where(counts, q, 0.0)
+        with np.errstate(divide="ignore"):
+            log_t = np.log(t)
+        value = times(t, log_t - np.where(t == 0, 0, q)).sum(-1)
+        scale = times(t, np.abs(log_t) + np.abs(np.where(t == 0, 0, q))).sum(-1)
+        g = np.broadcast_to(_f64(cotangent), value.shape)[..., None]
+        with np.errstate(invalid="ignore"):
+            dt = log_t + 1 - q
+        gradient = {"log_predictions": times(g, -t), "targets": times(g * counts, dt)}
+        scales = {
+            "value": scale,
+            "log_predictions": times(np.abs(g), t),
+            "targets": times(np.abs(g) * counts, np.abs(log_t) + 1 + np.abs(q)),
+        }
+        return Loss(value, gradient, scales)
+
+    return _over_axis(rows, axis, log_predictions, targets, where)
+
+
+def kl_divergence_with_log_targets(
+    log_predictions: Any,
+    log_targets: Any,
+    axis: Axis = -1,
+    where: Any = None,
+    *,
+    cotangent: Any = 1.0,
+) -> Loss:
+    """Σ_v e^l_v (l_v − q_v), both in log space; ∂/∂l_v = e^l_v (l_v − q_v + 1)."""
+
+    def rows(q: Any, log_t: Any, where: Any) -> Loss:
+        q, log_t = _f64(q), _f64(log_t)
+        kept, mask = _rows_only(where, q.shape)
+        counts = mask & kept[..., None]
+        t = np.where(counts, np.exp(log_t), 0.0)
+        log_t, q = np.where(t == 0, 0.0, log_t), np.where(t == 0, 0.0, q)
+        value = times(t, log_t - q).sum(-1)
+        g = np.broadcast_to(_f64(cotangent), value.shape)[..., None]
+        gradient = {
+            "log_predictions": times(g, -t),
+            "log_targets": times(g, times(t, log_t - q + 1)),
+        }
+        scales = {
+            "value": times(t, np.abs(log_t) + np.abs(q)).sum(-1),
+            "log_predictions": times(np.abs(g), t),
+            "log_targets": times(np.abs(g), times(t, np.abs(log_t) + np.abs(q) + 1)),
+        }
+        return Loss(value, gradient, scales)
+
+    return _over_axis(rows, axis, log_predictions, log_targets, where)
+
+
+def _softplus(x: Array) -> Array:
+    """log(1 + e^x) = −log σ(−x)."""
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+def _sigmoid(x: Array) -> Array:
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, e) / (1 + e)
+
+
+def _total(x: Array, shape: tuple[int, ...]) -> Array:
+    """The gradient of an argument that was broadcast from `shape`."""
+    x = x.sum(tuple(range(x.ndim - len(shape))))
+    stretched = tuple(a for a, size in enumerate(shape) if size == 1)
+    return x.sum(stretched, keepdims=True)
+
+
+def sigmoid_binary_cross_entropy(
+    logits: Any,
+    labels: Any,
+    *,
+    pos_weight: Any = None,
+    label_smoothing: float = 0.0,
+    cotangent: Any = 1.0,
+) -> Loss:
+    """w y log(1 + e^−x) + (1 − y) log(1 + e^x), y ← (1−ε) y + ε/2 (two classes)."""
+    x = _f64(logits)
+    labels = _f64(labels)
+    w = _f64(1.0 if pos_weight is None else pos_weight)
+    y = (1 - label_smoothing) * labels + label_smoothing / 2
+    g = np.broadcast_to(_f64(cotangent), x.shape)
+    positive, negative = _softplus(-x), _softplus(x)
+    value = times(w * y, positive) + times(1 - y, negative)
+    gradient = {
+        "logits": g * ((1 - y) * _sigmoid(x) - w * y * _sigmoid(-x)),
+        "labels": _total(g * (1 - label_smoothing) * (w * positive - negative), labels.shape),
+        "pos_weight": _total(g * times(y, positive), w.shape),
+    }
+    scale = {
+        "value": np.abs(value),
+        "logits": np.abs(g) * ((1 - y) * _sigmoid(x) + w * y * _sigmoid(-x)),
+        "labels": _total(
+            np.abs(g) * (1 - label_smoothing) * (w * positive + negative), labels.shape
+        ),
+        "pos_weight": _total(np.abs(g) * times(y, positive), w.shape),
+    }
+    return Loss(value, gradient, scale)
+
+
+def sigmoid_focal_loss(
+    logits: Any,
+    labels: Any,
+    *,
+    alpha: Any = None,
+    gamma: Any = 2.0,
+    cotangent: Any = 1.0,
+) -> Loss:
+    """A·u^γ·ce with ce the binary cross-entropy, u = 1 − p_t = y σ(−x) + (1 − y) σ(x) and
+    A = α y + (1 − α)(1 − y), 1 without α (Lin et al., 2017; soft labels as in optax).
+    """
+    x = _f64(logits)
+    labels = _f64(labels)
+    y = np.broadcast_to(labels, x.shape)
+    gamma = _f64(gamma)
+    p, q = _sigmoid(x), _sigmoid(-x)
+    ce = times(y, _softplus(-x)) + times(1 - y, _softplus(x))
+    u = y * q + (1 - y) * p
+    A, dA_dy = np.ones_like(x), np.zeros_like(x)
+    if alpha is not None:
+        A = alpha * y + (1 - alpha) * (1 - y)
+        dA_dy = np.broadcast_to(2 * _f64(alpha) - 1, x.shape)
+    g = np.broadcast_to(_f64(cotangent), x.shape)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        power = u**gamma
+        slope = times(gamma, u ** (gamma - 1))
+        log_u = times(ce, np.log(u))
+    dce_dx = (1 - y) * p - y * q
+    du_dx = (1 - 2 * y) * p * q
+    value = A * power * ce
+    gradient = {
+        "logits": g * A * (power * dce_dx + times(ce * du_dx, slope)),
+        "labels": _total(
+            g * (dA_dy * power * ce + A * (-x * power + times(ce * (q - p), slope))), labels.shape
+        ),
+        "alpha": (g * (2 * y - 1) * power * ce).sum(),
+        "gamma": _total(g * A * times(power, log_u), gamma.shape),
+    }
+    scale = {
+        "value": np.abs(value),
+        "logits": np.abs(g * A) * (power * ((1 - y) * p + y * q) + times(ce * np.abs(du_dx), slope)),
+    }
+    return Loss(value, gradient, scale)
