@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from jxent._typing import ArrayLike, Reduction
 
@@ -75,7 +75,7 @@ def logits(fn: str, x: ArrayLike, name: str = "logits") -> Float[Array, "*n V"]:
     return z
 
 
-def labels(fn: str, x: ArrayLike, rows: tuple[int, ...]) -> Int[Array, "*n"]:
+def labels(fn: str, x: ArrayLike, rows: tuple[int, ...]) -> Integer[Array, "*n"]:
     """Integer labels, one for each row; their values are for `label_values`."""
     if _is(x, jnp.bool_):
         raise TypeError(
@@ -122,8 +122,8 @@ def _bad_label(fn: str, at: Sequence[Any], value: Any, classes: int | None) -> s
 
 def traced_labels(
     fn: str,
-    x: Int[Array, "*n"],
-    valid: Int[Array, "*n"],
+    x: Integer[Array, "*n"],
+    valid: Integer[Array, "*n"],
     kept: Bool[Array, "*n"] | None,
     classes: int,
 ) -> None:
@@ -165,7 +165,7 @@ def soft_labels(fn: str, x: ArrayLike, z: Float[Array, "*n V"]) -> Float[Array, 
     nonnegative(fn, "labels", x)
     t = jnp.asarray(x)
     if not _is(t, jnp.floating):
-        t = t.astype(jnp.promote_types(z.dtype, jnp.float32))
+        t = t.astype(jnp.float32)
     return jnp.broadcast_to(t, z.shape)
 
 
@@ -190,7 +190,7 @@ def within_unit(fn: str, name: str, x: ArrayLike) -> None:
 
 def targets(
     fn: str, x: ArrayLike, z: Float[Array, "*n V"]
-) -> Int[Array, "*n"] | Float[Array, "*n V"]:
+) -> Integer[Array, "*n"] | Float[Array, "*n V"]:
     """Labels if integers of the rows' shape, distributions if floats of the logits' shape."""
     if _is(x, jnp.floating) and shape_of(x) == z.shape:
         return distribution(fn, x, z.shape)

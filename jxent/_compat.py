@@ -50,8 +50,21 @@ def vary_alike(*arrays: jax.Array | None) -> tuple[Any, ...]:
     return tuple(alike(x) for x in arrays)
 
 
+def _explicit_spec(x: jax.Array) -> tuple[Any, ...]:
+    """How x's type says that its axes are split over an Explicit mesh; () if it does not say."""
+    spec = getattr(getattr(jax.typeof(x), "sharding", None), "spec", None)
+    return tuple(spec) if spec is not None and any(names is not None for names in spec) else ()
+
+
 def sharded_explicitly(x: jax.Array, axis: int) -> bool:
-    """Whether x's type says that this axis is split over an Explicit mesh."""
-    sharding = getattr(jax.typeof(x), "sharding", None)
-    spec = getattr(sharding, "spec", None)
-    return bool(spec) and len(spec) == x.ndim and spec[axis] is not None
+    """Whether x's type says that this axis is split."""
+    spec = _explicit_spec(x)
+    return bool(spec) and spec[axis] is not None
+
+
+def shard_alike(x: jax.Array, like: jax.Array) -> jax.Array:
+    """x split as the type of `like` says, which has the same shape."""
+    if not _explicit_spec(like):
+        return x
+    reshard: Callable[..., jax.Array] = getattr(jax, "reshard", None) or jax.sharding.reshard
+    return reshard(x, jax.typeof(like).sharding)

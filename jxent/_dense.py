@@ -49,7 +49,8 @@ class Row(NamedTuple):
 
 def loss_dtype(logits: Logits) -> jnp.dtype:
     """float32, or wider if the logits are."""
-    return jnp.promote_types(logits.dtype, jnp.float32)
+    wide = jnp.dtype(jnp.float32)
+    return logits.dtype if jnp.finfo(logits.dtype).bits > jnp.finfo(wide).bits else wide
 
 
 def _effective(options: Options, mask: ClassMask | None, u: Logits) -> Logits:
@@ -86,7 +87,7 @@ def _poisoned(targets: Targets, mask: ClassMask | None) -> RowMask | None:
         bad = targets < 0  # _weights.narrow has made every label outside [0, V) a −1
         if mask is None:
             return bad
-        return bad | ~jnp.any(is_label(targets, mask.shape) & mask, axis=-1)
+        return bad | ~jnp.any(is_label(targets, mask) & mask, axis=-1)
     return None if mask is None else jnp.any((targets != 0) & ~mask, axis=-1)
 
 
@@ -148,7 +149,7 @@ def _slopes(z: Logits, targets: Targets, c: ClassWeights | None, mask, row: Row)
     p = _probabilities(z, lax.stop_gradient(Statistics(row.m, row.S)))
     target: tuple[jax.Array, PerRow] | Logits
     if is_labels(targets):
-        target = is_label(targets, z.shape), jnp.expm1(-row.nll)
+        target = is_label(targets, z), jnp.expm1(-row.nll)
     else:
         target = _weighted_targets(targets, c, z)
     # ∂/∂t_v and ∂/∂c_v are nll_v; +∞ is told as the largest number, so that 0·∞ is 0 after it.

@@ -21,19 +21,34 @@ A loss on a row is arithmetic on a few numbers,
                                              + dnll·((Σ c t)·p − c t)   for a distribution
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
-from jxent._compat import sharded_explicitly
+from jxent._compat import shard_alike, sharded_explicitly
 from jxent._product import scale
 from jxent._typing import Distribution, Labels, Logits, PerRow
 
 # Below this Σ exp(z − m) the 1 of the maximum itself has swallowed digits of the rest.
 _CONFIDENT = 2.0
+
+# Below this rest, terms that exp flushes to 0 (from d = −87) would have told in it.
+_FAINT = 1e-25
+_RAISE = 2.0**64
+_FAR = 44.0
+
+
+def _raised_exp(d: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
+    """2⁶⁴ exp(d) for d ≤ 0, in which terms of 1e-38 still count.
+
+    Far terms take 44 out of the exponent, which is exact; the step has no select, so that it fuses.
+    """
+    far = jnp.maximum(jnp.sign(-_FAR - d), 0)
+    return jnp.exp(d + _FAR * far) * (far * (_RAISE * math.exp(-_FAR)) + (1 - far) * _RAISE)
 
 
 class Statistics(NamedTuple):
@@ -55,7 +70,7 @@ def statistics(z: Logits, dtype: jnp.dtype) -> Statistics:
         return z.astype(dtype) - m[..., None]
 
     def masked() -> PerRow:
-        rest = jnp.sum(jnp.where(d() < 0, jnp.exp(d()), 0), axis=-1)
+        rest = jnp.sum(jnp.where(d() < 0, _raised_exp(d()), 0), axis=-1) / _RAISE
         ties = jnp.sum((d() == 0).astype(dtype), axis=-1)
         return jnp.where(jnp.isfinite(m), rest + (ties - 1), jnp.nan)
 
@@ -67,7 +82,14 @@ def statistics(z: Logits, dtype: jnp.dtype) -> Statistics:
         def exact() -> PerRow:
             rest = jnp.sum(-jnp.sign(d()) * jnp.exp(d()), axis=-1)
             ties = jnp.round(total - rest)
-            return jnp.where(total < _CONFIDENT, rest + (ties - 1), total - 1)
+            faint = rest < _FAINT
+
+            def raised() -> PerRow:
+                terms = -jnp.sign(d()) * _raised_exp(d())
+                return jnp.where(faint, jnp.sum(terms, axis=-1) / _RAISE, rest)
+
+            seen = lax.cond(jnp.any(faint), raised, lambda: rest)
+            return jnp.where(total < _CONFIDENT, seen + (ties - 1), total - 1)
 
         return lax.cond(jnp.any(total < _CONFIDENT), exact, lambda: total - 1)
 
@@ -103,15 +125,16 @@ def probabilities(z: Logits, stats: Statistics) -> Float[Array, "*n V"]:
     return jnp.exp(z - stats.m[..., None]) * (1 / (1 + stats.S))[..., None]
 
 
-def is_label(labels: Labels, shape: tuple[int, ...]) -> Bool[Array, "*n V"]:
-    """e_y as a mask: an int32 iota compared, so that a sharded vocabulary is never gathered."""
-    return lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1) == labels[..., None]
+def is_label(labels: Labels, z: Shaped[Array, "*n V"]) -> Bool[Array, "*n V"]:
+    """e_y as a mask over z: an int32 iota compared, so that a sharded vocabulary stays so."""
+    classes = lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1)
+    return shard_alike(classes, z) == labels[..., None]
 
 
 def at_label(z: Logits, labels: Labels) -> Float[Array, "*n"]:
     """z_y; any entry for a label outside [0, V)."""
     if sharded_explicitly(z, -1):
-        return jnp.sum(jnp.where(is_label(labels, z.shape), z, 0), axis=-1, dtype=z.dtype)
+        return jnp.sum(jnp.where(is_label(labels, z), z, 0), axis=-1, dtype=z.dtype)
     index = jnp.clip(labels, 0, z.shape[-1] - 1)[..., None]
     return jnp.take_along_axis(z, index, axis=-1, mode="clip")[..., 0]
 

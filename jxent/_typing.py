@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Integer
 
 ArrayLike = jax.typing.ArrayLike | Sequence[Any]
 Reduction = Literal["mean", "sum", "none"]
@@ -16,7 +16,7 @@ Axes = int | tuple[int, ...] | None
 AxisNames = str | tuple[str, ...]
 
 Logits = Float[Array, "*n V"]
-Labels = Int[Array, "*n"]
+Labels = Integer[Array, "*n"]
 Distribution = Float[Array, "*n V"]
 Targets = Labels | Distribution
 ClassWeights = Float[Array, "V"]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jxent._product import scale
 from jxent._rows import at_label
@@ -36,7 +36,7 @@ def is_labels(targets: Targets) -> bool:
     return bool(jnp.issubdtype(targets.dtype, jnp.integer))
 
 
-def narrow(labels: Labels, classes: int) -> Int[Array, "*n"]:
+def narrow(labels: Labels, classes: int) -> Integer[Array, "*n"]:
     """int32 labels: those outside [0, classes) are −1, none wraps on the way."""
     wide = labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)
     return jnp.where((wide >= 0) & (wide < classes), wide, -1).astype(jnp.int32)
@@ -89,13 +89,6 @@ def _product(*factors: Coefficient) -> Coefficient:
     return 1.0 if out is None else out
 
 
-def _only(kept: RowMask | None, x: Coefficient) -> Coefficient:
-    """x in the kept rows; the rest is 0, whatever their weights hold."""
-    if kept is None or not isinstance(x, jax.Array):
-        return x
-    return jnp.where(kept, x, 0)
-
-
 def row_weight(
     rows: tuple[int, ...],
     kept: RowMask | None,
@@ -105,16 +98,20 @@ def row_weight(
 ) -> PerRow:
     """The row's share of the denominator, w c_y."""
     w = _product(row_weights, class_weight)
-    full = jnp.full(rows, w, dtype) if isinstance(w, float) else w
-    weight = _only(kept, full)
-    assert isinstance(weight, jax.Array)
-    return weight
+    if isinstance(w, jax.Array):
+        return w
+    full = jnp.full(rows, w, dtype)
+    return full if kept is None else kept.astype(dtype)
+
+
+def only(kept: RowMask | None, x: PerRow | None) -> PerRow | None:
+    """x in the kept rows, 0 in the others, whatever they hold."""
+    return x if kept is None or x is None else jnp.where(kept, x, 0)
 
 
 def coefficients(
     targets: Targets,
     *,
-    kept: RowMask | None,
     mask: ClassMask | None,
     classes: int,
     row_weights: PerRow | None,
@@ -123,7 +120,7 @@ def coefficients(
     z_loss: float,
     dtype: jnp.dtype,
 ) -> Coefficients:
-    """Each row's factors of nll, lse² and spread."""
+    """Each row's factors of nll, lse² and spread; the weights are 0 in rows that are not kept."""
     own = class_weight if is_labels(targets) else None
     a = _product(1 - label_smoothing, row_weights, own) if label_smoothing < 1 else None
     b = _product(z_loss, row_weights) if z_loss else None
@@ -133,7 +130,7 @@ def coefficients(
         if mask is not None:
             share = label_smoothing / jnp.maximum(jnp.sum(mask, axis=-1).astype(dtype), 1)
         s = _product(share, row_weights)
-    return Coefficients(_only(kept, a), _only(kept, b), _only(kept, s))
+    return Coefficients(a, b, s)
 
 
 def weigh(by: Coefficients, nll: PerRow, lse: PerRow | None, spread: PerRow | None) -> PerRow:

@@ -26,6 +26,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Shaped
 
@@ -50,31 +51,31 @@ def sigmoid_binary_cross_entropy(
     infinite logit is right: sure and right is 0, sure and wrong ∞ with a finite gradient.
 
     Args:
-        logits: x, log-odds of "yes", any shape, a scalar too; float16, bfloat16, float32, float64.
-        labels: y in [0, 1], boolean, integer or floating: the logits' shape, or one for all.
-        pos_weight: w, what a "yes" weighs against a "no": one number, one for each entry of the
-            last axis, or the logits' shape.
-        label_smoothing: ε in [0, 1], a static number.
+      logits: x, log-odds of "yes", any shape, a scalar too; float16, bfloat16, float32, float64.
+      labels: y in [0, 1], boolean, integer or floating: the logits' shape, or one for all.
+      pos_weight: w, what a "yes" weighs against a "no": one number, one for each entry of the
+        last axis, or the logits' shape.
+      label_smoothing: ε in [0, 1], a static number.
 
     Returns:
-        The loss of each logit in nats, in the logits' shape: float32, float64 for float64 logits.
-        NaN, gradient too, where the logit is NaN, or (when traced) the label is outside [0, 1].
+      The loss of each logit in nats, in the logits' shape: float32, float64 for float64 logits.
+      NaN, gradient too, where the logit is NaN, or (when traced) the label is outside [0, 1].
 
     Raises:
-        ValueError: for a shape that is none of these, a concrete label outside [0, 1], ε outside
-            [0, 1].
-        TypeError: for logits that are not floating, labels that are not numbers, a traced ε.
+      ValueError: for a shape that is none of these, a concrete label outside [0, 1], ε outside
+        [0, 1].
+      TypeError: for logits that are not floating, labels that are not numbers, a traced ε.
 
-    Saved for the backward pass: the arguments, nothing else.
+    Saved for the backward pass: the arguments.
 
-    >>> import jax.numpy as jnp
-    >>> import jxent
-    >>> loss = jxent.sigmoid_binary_cross_entropy(jnp.array([-2.0, 3.0]), jnp.array([0, 1]))
-    >>> print(loss.round(4))
-    [0.1269 0.0486]
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> loss = jxent.sigmoid_binary_cross_entropy(jnp.array([-2.0, 3.0]), jnp.array([0, 1]))
+      >>> print(loss.round(4))
+      [0.1269 0.0486]
 
-    References:
-        Goodfellow, Bengio, Courville, Deep Learning, 2016, §6.2.2.2.
+    Source:
+      Goodfellow, Bengio, Courville, Deep Learning, 2016, §6.2.2.2.
     """
     fn = "sigmoid_binary_cross_entropy"
     x = _check.floats(fn, "logits", logits)
@@ -99,31 +100,31 @@ def sigmoid_focal_loss(
     A = α y + (1 − α)(1 − y), without it 1.  γ = 0 is `sigmoid_binary_cross_entropy`.
 
     Args:
-        logits: x, log-odds of "yes", any shape, a scalar too; float16, bfloat16, float32, float64.
-        labels: y in [0, 1], boolean, integer or floating: the logits' shape, or one for all.
-        alpha: α in [0, 1], the weight of "yes", 1 − α being that of "no": one number, one for each
-            entry of the last axis, or the logits' shape.
-        gamma: γ ≥ 0 and finite, shaped like alpha.
+      logits: x, log-odds of "yes", any shape, a scalar too; float16, bfloat16, float32, float64.
+      labels: y in [0, 1], boolean, integer or floating: the logits' shape, or one for all.
+      alpha: α in [0, 1], the weight of "yes", 1 − α being that of "no": one number, one for each
+        entry of the last axis, or the logits' shape.
+      gamma: γ ≥ 0 and finite, shaped like alpha.
 
     Returns:
-        The loss of each logit in nats, in the logits' shape: float32, float64 for float64 logits.
-        NaN, gradient too, where the logit is NaN, or (when traced) y, α or γ is out of range.
+      The loss of each logit in nats, in the logits' shape: float32, float64 for float64 logits.
+      NaN, gradient too, where the logit is NaN, or (when traced) y, α or γ is out of range.
 
     Raises:
-        ValueError: for a shape that is none of these, a concrete label or α outside [0, 1], a
-            concrete γ < 0.
-        TypeError: for logits that are not floating, or other arguments that are not numbers.
+      ValueError: for a shape that is none of these, a concrete label or α outside [0, 1], a
+        concrete γ < 0.
+      TypeError: for logits that are not floating, or other arguments that are not numbers.
 
-    Saved for the backward pass: the arguments, nothing else.
+    Saved for the backward pass: the arguments.
 
-    >>> import jax.numpy as jnp
-    >>> import jxent
-    >>> loss = jxent.sigmoid_focal_loss(jnp.array([-2.0, 3.0]), jnp.array([0, 1]), alpha=0.25)
-    >>> print(loss.round(6))
-    [1.353e-03 2.700e-05]
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> loss = jxent.sigmoid_focal_loss(jnp.array([-2.0, 1.0]), jnp.array([0, 1]), alpha=0.25)
+      >>> print(loss.round(4))
+      [0.0014 0.0057]
 
-    References:
-        Lin, Goyal, Girshick, He, Dollár, Focal Loss for Dense Object Detection, 2017.
+    Source:
+      Lin, Goyal, Girshick, He, Dollár, Focal Loss for Dense Object Detection, 2017.
     """
     fn = "sigmoid_focal_loss"
     x = _check.floats(fn, "logits", logits)
@@ -147,10 +148,12 @@ def _sigmoid_binary_cross_entropy(
     *,
     label_smoothing: float,
 ) -> Each:
+    _report_labels("sigmoid_binary_cross_entropy", x, y)
+
     @partial(jax.checkpoint, prevent_cse=False)
     def losses(*arguments: Array | None) -> Each:
         x, y, w = _for_each_logit(*arguments)
-        return _bce(label_smoothing, _poison(x, (y >= 0) & (y <= 1)), y, w)
+        return _bce(label_smoothing, _poison(x, _within_unit(y)), y, w)
 
     return losses(*vary_alike(x, y, w))
 
@@ -162,23 +165,34 @@ def _sigmoid_focal_loss(
     alpha: Shaped[Array, "..."] | None,
     gamma: Shaped[Array, "..."],
 ) -> Each:
+    _report_labels("sigmoid_focal_loss", x, y)
+
     @partial(jax.checkpoint, prevent_cse=False)
     def losses(*arguments: Array | None) -> Each:
         x, y, alpha, gamma = _for_each_logit(*arguments)
-        valid = (y >= 0) & (y <= 1) & (gamma >= 0) & (gamma < jnp.inf)
+        valid = _within_unit(y) & (gamma >= 0) & (gamma < jnp.inf)
         if alpha is not None:
-            valid = valid & (alpha >= 0) & (alpha <= 1)
+            valid = valid & _within_unit(alpha)
         return _focal(_poison(x, valid), y, alpha, gamma)
 
     return losses(*vary_alike(x, y, alpha, gamma))
 
 
-def _for_each_logit(x: Array, *others: Array | None) -> tuple[Any, ...]:
+def _for_each_logit(x: Any, *others: Array | None) -> tuple[Any, ...]:
     """Everything in the loss dtype and the logits' shape."""
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = np.promote_types(x.dtype, np.float32)
     return tuple(
         None if a is None else jnp.broadcast_to(a.astype(dtype), x.shape) for a in (x, *others)
     )
+
+
+def _within_unit(y: Each) -> Bool[Array, "*s"]:
+    return (y >= 0) & (y <= 1)
+
+
+def _report_labels(fn: str, x: Array, y: Array) -> None:
+    wide = y.astype(np.promote_types(x.dtype, np.float32))
+    _check.traced_entries(fn, "labels", y, _within_unit(wide), "is outside [0, 1]")
 
 
 def _poison(x: Each, valid: Bool[Array, "*s"]) -> Each:
@@ -191,9 +205,18 @@ def _times(w: Each, x: Each) -> Each:
     return jnp.where((w == 0) & jnp.isinf(x), jnp.zeros_like(x), w * x)
 
 
+@jax.custom_jvp
 def _finite(x: Each) -> Each:
-    """x with ±∞ told as the largest numbers, so that 0·∞ is 0 after it."""
-    return jnp.where(jnp.isinf(x), jnp.sign(x) * jnp.finfo(x.dtype).max, x)
+    """x with ±∞ told as huge numbers, so that 0·∞ is 0 after it; its slope is x's own.
+
+    A few thousand of them still add up to a number, so that their sum has the right sign.
+    """
+    return jnp.where(jnp.isinf(x), jnp.sign(x) * (jnp.finfo(x.dtype).max / 2**16), x)
+
+
+@_finite.defjvp
+def _finite_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
+    return _finite(*primals), tangents[0]
 
 
 @jax.custom_jvp
@@ -249,8 +272,8 @@ def _bce_jvp(eps: float, primals: Tangents, tangents: Tangents) -> tuple[Each, E
         out_dot = out_dot + (no * p - (yes if w is None else w * yes) * q) * x_dot
     above, below = map(_finite, _softplus(x))
     if not isinstance(y_dot, SymbolicZero):
-        slope = -x if w is None else w * below - above
-        out_dot = out_dot + (1 - eps) * _finite(slope) * y_dot
+        slope = _finite(-x if w is None else w * below - above)
+        out_dot = out_dot + (1 - eps) * slope * y_dot
     if w is not None and not isinstance(w_dot, SymbolicZero):
         out_dot = out_dot + yes * below * w_dot
     return out, out_dot
@@ -265,10 +288,14 @@ def _unsure(x: Each, y: Each) -> Each:
     return (1 - y) * p + y * q
 
 
-def _tame(x: Each) -> Each:
-    """x within the range where e^−|x| is a normal number: further out, ratios of it do not move."""
+def _tame(x: Each, y: Each) -> Each:
+    """x, no further out than e^−|x| is a normal number where u is that small.
+
+    Ratios of two such numbers do not move any more out there, but would become 0/0.
+    """
     far = -0.9 * math.log(jnp.finfo(x.dtype).tiny)
-    return jnp.clip(x, -far, far)
+    right = jnp.where(x >= 0, y == 1, y == 0)
+    return jnp.where(right, jnp.clip(x, -far, far), x)
 
 
 @jax.custom_jvp
@@ -284,11 +311,6 @@ def _quotient_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
     return ratio, _quotient(n_dot - ratio * u_dot, u)
 
 
-def _unsure_jvp(x: Each, y: Each, tangents: Tangents) -> tuple[Each, Each]:
-    """u and its tangent at the tame x, where u is not 0."""
-    return jax.jvp(_unsure, (_tame(x), y), tangents)
-
-
 @jax.custom_jvp
 def _log_unsure(x: Each, y: Each) -> Each:
     """log u = log(a + (1 − a) e) − log1p(e), e = e^−|x|, a: the label's share against x's sign."""
@@ -299,14 +321,15 @@ def _log_unsure(x: Each, y: Each) -> Each:
 
 @_log_unsure.defjvp
 def _log_unsure_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
-    u, u_dot = _unsure_jvp(*primals, tangents)
-    return _log_unsure(*primals), _quotient(u_dot, u)
+    x, y = primals
+    u, u_dot = jax.jvp(_unsure, (_tame(x, y), y), tangents)
+    return _log_unsure(x, y), _quotient(u_dot, u)
 
 
 @jax.custom_jvp
 def _bce_by_unsure(x: Each, y: Each) -> Each:
     """k = bce/u = (a |x| + log1p(e))/u, which is 1 and not 0/0 for a label surely right."""
-    near = _tame(x)
+    near = _tame(x, y)
     a = jnp.where(x >= 0, 1 - y, y)
     tail = jnp.log1p(jnp.exp(-jnp.abs(near)))
     return (_times(a, jnp.abs(x)) + tail) / _unsure(near, y)
@@ -314,13 +337,13 @@ def _bce_by_unsure(x: Each, y: Each) -> Each:
 
 @_bce_by_unsure.defjvp
 def _bce_by_unsure_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
-    x, y = primals
-    x_dot, y_dot = tangents
-    k = _bce_by_unsure(x, y)
-    u, u_dot = _unsure_jvp(x, y, tangents)
-    p, q = _sigmoid(_tame(x))
-    bce_dot = ((1 - y) * p - y * q) * x_dot - _finite(x) * y_dot
-    return k, _quotient(bce_dot - _finite(k) * u_dot, u)
+    (x, y), (x_dot, y_dot) = primals, tangents
+    near = _tame(x, y)
+    out, k, u = _bce_by_unsure(x, y), _finite(_bce_by_unsure(x, y)), _unsure(near, y)
+    p, q = _sigmoid(near)
+    by_x = _quotient((1 - y) * p - y * q - (1 - 2 * y) * (k * p * q), u)
+    by_y = _finite(_quotient(-_finite(x) - k * (q - p), u))
+    return out, by_x * x_dot + by_y * y_dot
 
 
 def _power(x: Each, y: Each, gamma: Each) -> Each:
@@ -350,13 +373,13 @@ def _focal_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
     weighed = _finite(_focal(x, y, None, gamma))
     if not isinstance(x_dot, SymbolicZero):
         p, q = _sigmoid(x)
-        slope = (1 - y) * p - y * q + gamma * (1 - 2 * y) * k * p * q
+        slope = (1 - y) * p - y * q + gamma * (1 - 2 * y) * (k * p * q)
         out_dot = out_dot + A * power * slope * x_dot
     if not isinstance(y_dot, SymbolicZero):
         slope = A * power * _finite(-_finite(x) - gamma * k * jnp.tanh(x / 2))
         if alpha is not None:
             slope = slope + (2 * alpha - 1) * weighed
-        out_dot = out_dot + slope * y_dot
+        out_dot = out_dot + _finite(slope) * y_dot
     if alpha is not None and not isinstance(alpha_dot, SymbolicZero):
         out_dot = out_dot + (2 * y - 1) * weighed * alpha_dot
     if not isinstance(gamma_dot, SymbolicZero):

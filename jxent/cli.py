@@ -25,6 +25,7 @@ import jax
 
 from jxent import demo, gradcheck
 
+PROGRAM = "python -m jxent"
 FAILED, BAD_FLAG, INTERRUPTED = 1, 2, 130
 LARGEST_SEED = 2**32 - 1  # NumPy's
 CURVES, RESULTS = "curves.png", "results.json"
@@ -44,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Refuse the arguments."""
-        raise Refused(f"{self.prog}: {message} (see {self.prog} --help)", BAD_FLAG)
+        raise Refused(f"{message} (see {self.prog} --help)", BAD_FLAG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,22 +61,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser.parse_args(arguments)
         return int(options.run(options))
     except Refused as refused:
-        print(refused, file=sys.stderr)
+        print(f"{PROGRAM}: {refused}", file=sys.stderr)
         return refused.code
     except BrokenPipeError:
         # Whoever read standard output has gone: leave nothing for the interpreter to flush there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python -m jxent",
+        prog=PROGRAM,
         description="Cross-entropy for JAX: a real training run, and the checks behind it.",
-        epilog="Without a verb: train, with train's flags (see python -m jxent train --help).",
+        epilog=f"Without a verb: train, with train's flags (see {PROGRAM} train --help).",
         allow_abbrev=False,
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
@@ -85,39 +86,49 @@ def _parser() -> Parser:
 
 
 def _add_train(verbs: Any) -> None:
+    default = demo.Config()
     words = "train two classifiers on real data and say which has the lower cross-entropy"
     parser = verbs.add_parser(
-        "train",
-        help=words,
-        description=f"{words.capitalize()}.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
+        "train", help=words, description=f"{words.capitalize()}.", allow_abbrev=False
     )
-    parser.add_argument("--dataset", choices=demo.DATASETS, default="digits", help="which data")
     parser.add_argument(
-        "--epochs", type=_whole(1), default=40, metavar="N", help="passes over the training data"
+        "--dataset",
+        choices=demo.DATASETS,
+        default=default.dataset,
+        help="which of scikit-learn's data sets (default %(default)s)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=_whole(1),
+        default=default.epochs,
+        metavar="N",
+        help="passes over the training data (default %(default)s)",
     )
     parser.add_argument(
         "--seed",
         type=_whole(0, LARGEST_SEED),
-        default=0,
+        default=default.seed,
         metavar="N",
-        help="decides the split, the initial parameters and the batches",
+        help="decides the split, the initial parameters and the batches (default %(default)s)",
     )
     parser.add_argument(
         "--label-smoothing",
         type=_fraction,
-        default=0.0,
+        default=default.label_smoothing,
         metavar="E",
-        help="ε in [0, 1] of the training loss",
+        help="of the training loss, in [0, 1] (default %(default)g)",
     )
     parser.add_argument(
         "--class-weights",
         choices=("balanced",),
-        help="weigh the classes of the training loss by 1/frequency",
+        default=default.class_weights,
+        help="of the training loss: every class weighs the same in total (default: none)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help=f"write {CURVES} and {RESULTS} there"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help=f"write {CURVES} and {RESULTS} there (default: no files)",
     )
     parser.set_defaults(run=_train)
 
@@ -175,7 +186,7 @@ def _train(options: argparse.Namespace) -> int:
             report.draw(options.out / CURVES, config, result)
         except OSError as error:
             raise Refused(f"--out {options.out}: cannot write there: {error}") from error
-        console.print(f"\nwrote {options.out / CURVES} and {options.out / RESULTS}")
+        console.print(f"\nwrote {options.out / CURVES} and {options.out / RESULTS}", markup=False)
     console.print(f"\n{seconds:.1f} s")
     report.show_verdict(console, result)
     return _outcome(check)

@@ -2,9 +2,9 @@
 
     KL = Σ_v t_v (log t_v − q_v)        ∂/∂q_v = −t_v        ∂/∂t_v = log t_v + 1 − q_v
 
-With targets in log space, l = log t,
+With targets in log space, r = log t,
 
-    KL = Σ_v e^l_v (l_v − q_v)          ∂/∂q_v = −e^l_v      ∂/∂l_v = e^l_v (l_v − q_v + 1)
+    KL = Σ_v e^r_v (r_v − q_v)          ∂/∂q_v = −e^r_v      ∂/∂r_v = e^r_v (r_v − q_v + 1)
 
 0·log 0 is 0, and 0·∞ is 0: what has no mass costs nothing, whatever was predicted for it.  A slope
 of ±∞ is told as the largest number, so that 0·∞ is 0 after it.  Between the passes only the inputs
@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
@@ -60,9 +61,9 @@ def kl_divergence(
     Example:
       >>> import jax.numpy as jnp, jxent
       >>> targets = jnp.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
-      >>> predictions = jnp.array([[0.25, 0.75, 0.0], [0.25, 0.25, 0.5]])
+      >>> predictions = jnp.array([[0.3, 0.7, 0.0], [0.25, 0.25, 0.5]])
       >>> print(jxent.kl_divergence(jnp.log(predictions), targets).round(4))
-      [0.1438 1.3863]
+      [0.0872 1.3863]
 
     Source:
       Kullback and Leibler, On Information and Sufficiency, 1951.
@@ -79,21 +80,21 @@ def kl_divergence_with_log_targets(
     axis: Axes = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Σ_v e^l_v (l_v − q_v), the divergence of a prediction e^q from a target e^l, of each row.
+    """Σ_v e^r_v (r_v − q_v), the divergence of a prediction e^q from a target e^r, of each row.
 
     `kl_divergence` with targets in log space, which keep their digits where they are tiny. Classes
-    with l_v = −∞ contribute 0 to loss and gradients, also where q_v = −∞.
+    with r_v = −∞ contribute 0 to loss and gradients, also where q_v = −∞.
 
     Args:
       log_predictions: q, log-probabilities (`jax.nn.log_softmax` of logits), any shape, floating.
-      log_targets: l, floating, of the same shape; or, when `axis` is the last, `[V]` for all rows.
+      log_targets: r, floating, of the same shape; or, when `axis` is the last, `[V]` for all rows.
       axis: the axis or axes of the classes; None for all.
       where: boolean, what to keep: rows (the shape without `axis`) or classes (the whole shape).
         What is dropped contributes 0 to loss and gradients, whatever it holds.
 
     Returns:
       The divergence of each row in nats, in the shape without `axis`: float32, float64 for float64
-      predictions. A row is NaN, gradient too, where a kept q or l is NaN or +∞.
+      predictions. A row is NaN, gradient too, where a kept q or r is NaN or +∞.
 
     Raises:
       ValueError: for another shape, or no classes.
@@ -103,17 +104,17 @@ def kl_divergence_with_log_targets(
 
     Example:
       >>> import jax.numpy as jnp, jxent
-      >>> log_targets = jnp.log(jnp.array([0.5, 0.5, 0.0]))
-      >>> log_predictions = jnp.log(jnp.array([0.25, 0.75, 0.0]))
+      >>> log_targets = jnp.log(jnp.array([[0.5, 0.5, 0.0]]))
+      >>> log_predictions = jnp.log(jnp.array([[0.3, 0.7, 0.0]]))
       >>> print(jxent.kl_divergence_with_log_targets(log_predictions, log_targets).round(4))
-      0.1438
+      [0.0872]
 
     Source:
       Kullback and Leibler, On Information and Sufficiency, 1951.
     """
     fn = "kl_divergence_with_log_targets"
-    q, l, counts, axes = _checked(fn, log_predictions, "log_targets", log_targets, axis, where)
-    return _kl_divergence_with_log_targets(q, l, counts, axes=axes)
+    q, r, counts, axes = _checked(fn, log_predictions, "log_targets", log_targets, axis, where)
+    return _kl_divergence_with_log_targets(q, r, counts, axes=axes)
 
 
 def _checked(
@@ -140,7 +141,9 @@ def _kl_divergence(
     *,
     axes: tuple[int, ...],
 ) -> Float[Array, "..."]:
-    valid = (t >= 0) if counts is None else (t >= 0) | ~counts
+    valid = jnp.broadcast_to(t >= 0, q.shape)
+    if counts is not None:
+        valid = valid | ~jnp.broadcast_to(counts, q.shape)
     _check.traced_entries("kl_divergence", "targets", t, valid, "must not be negative")
     return _rows(_cost, lambda t: (t >= 0) & (t < jnp.inf), 0.0, axes, q, t, counts)
 
@@ -148,12 +151,12 @@ def _kl_divergence(
 @partial(jax.jit, static_argnames=("axes",), inline=True)
 def _kl_divergence_with_log_targets(
     q: Each,
-    l: Float[Array, "..."],
+    r: Float[Array, "..."],
     counts: Bool[Array, "..."] | None,
     *,
     axes: tuple[int, ...],
 ) -> Float[Array, "..."]:
-    return _rows(partial(_log_cost, 0), lambda l: l < jnp.inf, -jnp.inf, axes, q, l, counts)
+    return _rows(partial(_log_cost, 0), lambda r: r < jnp.inf, -jnp.inf, axes, q, r, counts)
 
 
 def _rows(
@@ -165,11 +168,14 @@ def _rows(
     t: Float[Array, "..."],
     counts: Bool[Array, "..."] | None,
 ) -> Float[Array, "..."]:
-    """Σ cost over the axes; NaN rows where what counts is not valid; `nothing`: no target at all."""
+    """Σ cost over the axes, NaN where something that counts is not valid.
+
+    `nothing` is a target that costs nothing, to put where nothing counts.
+    """
 
     @partial(jax.checkpoint, prevent_cse=False)
     def rows(q: Array, t: Array, counts: Array | None) -> Array:
-        dtype = jnp.promote_types(q.dtype, jnp.float32)
+        dtype = np.promote_types(q.dtype, np.float32)
         q, t = q.astype(dtype), jnp.broadcast_to(t.astype(dtype), q.shape)
         counted = True if counts is None else jnp.broadcast_to(counts, q.shape)
         fault = jnp.any(~(valid(t) & (q < jnp.inf)) & counted, axis=axes, keepdims=True)
@@ -221,20 +227,20 @@ def _slope_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _log_cost(n: int, q: Each, l: Each) -> Each:
-    """e^l (l − q + n), the n-th derivative by l of the cost; 0 where l = −∞."""
-    some = jnp.where(q == -jnp.inf, jnp.inf, jnp.exp(l) * (l - q + n))
-    return jnp.where(l == -jnp.inf, jnp.zeros_like(q), some)
+def _log_cost(n: int, q: Each, r: Each) -> Each:
+    """e^r (r − q + n), the n-th derivative by r of the cost; 0 where r = −∞."""
+    some = jnp.where(q == -jnp.inf, jnp.inf, jnp.exp(r) * (r - q + n))
+    return jnp.where(r == -jnp.inf, jnp.zeros_like(q), some)
 
 
 def _log_cost_jvp(n: int, primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
-    (q, l), (q_dot, l_dot) = primals, tangents
-    out = _log_cost(n, q, l)
+    (q, r), (q_dot, r_dot) = primals, tangents
+    out = _log_cost(n, q, r)
     out_dot = jnp.zeros_like(out)
     if not isinstance(q_dot, SymbolicZero):
-        out_dot = out_dot - jnp.exp(l) * q_dot
-    if not isinstance(l_dot, SymbolicZero):
-        out_dot = out_dot + _finite(_log_cost(n + 1, q, l)) * l_dot
+        out_dot = out_dot - jnp.exp(r) * q_dot
+    if not isinstance(r_dot, SymbolicZero):
+        out_dot = out_dot + _finite(_log_cost(n + 1, q, r)) * r_dot
     return out, out_dot
 
 

@@ -19,10 +19,11 @@ from jaxtyping import Array, Float, Int
 
 from jxent.losses import cross_entropy
 
+PROMISED_ON = "cpu"
 ROWS, CLASSES = 1000, 1000
 CONFIDENT_GAP = 40.0  # float32 logsumexp(z) − z_y is exactly 0 from a gap of 17
 
-# The promise, for float32 on CPU.  In ulp beyond the row's gap (m − the largest other logit):
+# The promise for float32.  In ulp beyond the row's gap (m − the largest other logit):
 LOSS_BOUND, LABEL_GRADIENT_BOUND = 4.0, 8.0
 # and 1e-5 relative for the other gradients, in ulp where an ulp is largest against its number.
 OTHER_GRADIENTS_BOUND = 1e-5 / float(np.finfo(np.float32).eps)
@@ -51,15 +52,17 @@ class Difference(NamedTuple):
 
 
 class GradientCheck(NamedTuple):
-    """Every difference, and in how many confident rows plain JAX gives exactly 0 for the loss."""
+    """Every difference, in how many confident rows plain JAX gives exactly 0 for the loss, and
+    whether the bounds are promised on this device."""
 
     differences: tuple[Difference, ...]
     plain_false_zeros: int
+    promised: bool
 
     @property
     def passed(self) -> bool:
-        """Whether every quantity is within its bound."""
-        return all(difference.within for difference in self.differences)
+        """Whether every quantity is within its bound, where that is promised."""
+        return not self.promised or all(difference.within for difference in self.differences)
 
 
 def jxent_rows(z: Float[Array, "N V"], labels: Int[Array, " N"]) -> Float[Array, " N"]:
@@ -137,7 +140,8 @@ def check_gradients(seed: int = 0, loss_rows: LossRows = jxent_rows) -> Gradient
                     within=bool(np.all(error <= bound + allowance)),
                 )
             )
-    return GradientCheck(tuple(differences), false_zeros)
+    promised = jax.default_backend() == PROMISED_ON
+    return GradientCheck(tuple(differences), false_zeros, promised)
 
 
 def _others(gradient: np.ndarray, is_label: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ from jxent._weights import (
     is_labels,
     kept_rows,
     narrow,
+    only,
     row_weight,
     weigh,
 )
@@ -181,11 +182,10 @@ def weighed_rows(
 ) -> tuple[PerRow, PerRow]:
     """Each row's loss and its weight in a mean, from an attachment of the row formula."""
     dtype, classes = _dense.loss_dtype(z), z.shape[-1]
-    own = class_weight(t, class_weights, dtype)
-    w = None if row_weights is None else row_weights.astype(dtype)
+    own = only(kept, class_weight(t, class_weights, dtype))
+    w = only(kept, None if row_weights is None else row_weights.astype(dtype))
     by = coefficients(
         t,
-        kept=kept,
         mask=mask,
         classes=classes,
         row_weights=w,
@@ -264,9 +264,7 @@ def label_weights(
 def _label_weights(
     y: Targets, kept: RowMask | None, c: ClassWeights | None, w: PerRow | None
 ) -> PerRow:
-    given = [x.dtype for x in (c, w) if x is not None and jnp.issubdtype(x.dtype, jnp.floating)]
-    dtype = jnp.dtype(jnp.float32)
-    for other in given:
-        dtype = jnp.promote_types(dtype, other)
-    w = None if w is None else w.astype(dtype)
-    return row_weight(y.shape, kept, w, class_weight(y, c, dtype), dtype)
+    wide = [x.dtype for x in (c, w) if x is not None and x.dtype == jnp.float64]
+    dtype = wide[0] if wide else jnp.dtype(jnp.float32)
+    weights = only(kept, None if w is None else w.astype(dtype))
+    return row_weight(y.shape, kept, weights, only(kept, class_weight(y, c, dtype)), dtype)

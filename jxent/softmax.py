@@ -25,7 +25,7 @@ from jxent._typing import (
     Scalar,
     Targets,
 )
-from jxent._weights import class_weight, is_labels, narrow
+from jxent._weights import class_weight, is_labels, narrow, only
 from jxent.losses import weighed_rows
 
 
@@ -374,14 +374,12 @@ def _transformed_rows(
         if not is_labels(t):
             w, nll = _dense.every_nll(*vary_alike(z, t, c, mask, kept))
             return jnp.sum(scale(w, g(nll, parameter)), axis=-1)
-        own = class_weight(t, c, dtype)
+        own = only(kept, class_weight(t, c, dtype))
         y = narrow(t, z.shape[-1])
         _check.traced_labels(fn, t, y, kept, z.shape[-1])
         nll = _dense.numbers(_dense.Options(), *vary_alike(z, y, None, mask, kept)).nll
         out = g(nll, parameter)
-        if own is None:
-            return out
-        return scale(own if kept is None else jnp.where(kept, own, 0), out)
+        return out if own is None else scale(own, out)
 
     return losses(z, t, kept, mask, class_weights, parameter)
 
@@ -395,7 +393,9 @@ def _focal(nll: Array, gamma: Scalar) -> Array:
 def _modulation(nll: Array, gamma: Scalar) -> Array:
     inside = ~(nll <= 0)
     base = -jnp.expm1(-jnp.where(inside, nll, 1))
-    return jnp.where(gamma < 0, jnp.nan, jnp.where(inside, base**gamma, gamma == 0))
+    return jnp.where(
+        gamma < 0, jnp.nan, jnp.where(inside, base**gamma, (gamma == 0).astype(nll.dtype))
+    )
 
 
 @_focal.defjvp

@@ -146,7 +146,7 @@ ROW_LOSSES: dict[str, Case] = {
         jxent.poly_loss_cross_entropy,
         dict(logits=LOGITS, labels=SOFT, epsilon=-0.5, where=ROWS_KEPT),
     ),
-    "kl": Case(jxent.kl_divergence, dict(log_predictions=LOGITS - 3, targets=SOFT + 0.01)),
+    "kl": Case(jxent.kl_divergence, dict(log_predictions=LOGITS - 3, targets=SOFT + 0.5)),
     "kl, log targets": Case(
         jxent.kl_divergence_with_log_targets,
         dict(log_predictions=LOGITS - 3, log_targets=LOGITS[::-1] - 2.0),

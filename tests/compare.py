@@ -56,21 +56,19 @@ def assert_close(
 ) -> None:
     """|actual − expected| ≤ rtol·scale + ulps·ulp, with NaN and ±∞ exactly where expected.
 
-    `scale` is |expected| unless given (the sum of absolute terms, where they cancel).  A result
-    rounded to a half-precision `dtype` is allowed half an ulp of it, and one in any dtype what
-    underflows there.  Where that would let pass zeros, the opposite sign, or ten times the
-    tolerance too much, the comparison itself is at fault and fails (`cancels`: every entry may be
-    much smaller than its scale, so the last of these is not asked).
+    `scale` is |expected| unless given (the sum of absolute terms, where they cancel).  What
+    underflows in the computation's dtype is allowed as well.  Where that would let pass zeros, the
+    opposite sign, or ten times the tolerance too much, the comparison itself is at fault and fails
+    (`cancels`: every entry may be much smaller than its scale; the last of these is not asked).
     """
     dtype = jnp.asarray(actual).dtype if dtype is None else jnp.dtype(dtype)
     actual, expected = f64(actual), f64(expected)
     assert actual.shape == expected.shape, f"{err_msg}: {actual.shape} is not {expected.shape}"
     scale = np.abs(expected) if scale is None else np.broadcast_to(f64(scale), expected.shape)
     unit = ulp(expected, dtype)
-    rounding = 0.5 * unit if dtype.itemsize < 4 else 0.0 * unit
     tiny = float(jnp.finfo(np.promote_types(dtype, np.float32)).tiny)
     smallest = max(tiny, float(jnp.finfo(dtype).smallest_subnormal))
-    allowed = rtol * scale + ulps * unit + rounding + tiny
+    allowed = rtol * scale + ulps * unit + tiny
 
     finite = np.isfinite(expected)
     np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected), err_msg)

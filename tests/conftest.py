@@ -7,9 +7,9 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
-from jaxtyping import install_import_hook
+import jaxtyping
 
-install_import_hook("jxent", "beartype.beartype")
+jaxtyping.install_import_hook("jxent", "beartype.beartype")
 
 import jax
 import pytest
@@ -44,3 +44,12 @@ def x64():
     """float64 exists."""
     with enable_x64():
         yield
+
+
+@pytest.fixture
+def unhooked():
+    """Shapes and types unchecked at run time, as people have it: the errors are jxent's own."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

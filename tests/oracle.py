@@ -163,10 +163,6 @@ def cross_entropy(
     r = row(z)
     nan = np.where(fault & kept, np.nan, 0.0)
     nll = np.where(mask, r.nll, 0.0) + nan[..., None]
-    nll_scale = nll
-    if kappa is not None:  # here the rounding of z counts, which is not exact as u is
-        nll_scale = np.where(mask, np.abs(r.m)[..., None] + np.abs(z) + r.log1p_S[..., None], 0.0)
-        nll_scale = nll_scale + nan[..., None]
     lse, lse_scale = r.lse + nan, np.abs(r.m) + r.log1p_S + nan
     p, p_minus_1 = r.p + nan[..., None], r.p_minus_1 + nan[..., None]
 
@@ -180,7 +176,7 @@ def cross_entropy(
 
     target_nan = np.where(wrong_target & kept, np.nan, 0.0)
     loss = times(T, nll).sum(-1) + times(zeta, lse**2) + target_nan
-    loss_scale = times(np.abs(T), nll_scale).sum(-1) + times(zeta, lse_scale**2)
+    loss_scale = times(np.abs(T), nll).sum(-1) + times(zeta, lse_scale**2)
 
     # (ΣT) p_v − T_v = T_v (p_v − 1) + (ΣT − T_v) p_v, where nothing cancels.
     dz = times(T, p_minus_1) + times(mass - T, p) + times(zeta, 2 * lse[..., None] * p)
@@ -244,13 +240,13 @@ def cross_entropy(
     scale = {
         "value": value_scale,
         "logits": times(np.abs(each), dz_scale * slope_scale),
-        "targets": times(np.abs(each), times((1 - eps) * np.abs(c), nll_scale))
+        "targets": times(np.abs(each), times((1 - eps) * np.abs(c), nll))
         + through_D_scale * aw * dc_bar_dt_scale,
         "row_weights": np.where(
             kept, times(np.abs(G), loss_scale) + times(through_D_scale, np.abs(c_bar)), 0.0
         ),
         "class_weights": (
-            times(np.abs(each), times(own + share, nll_scale)) + through_D_scale * aw * dc_bar_dc
+            times(np.abs(each), times(own + share, nll)) + through_D_scale * aw * dc_bar_dc
         ).sum(class_axes),
         "normalizer": dD_scale,
     }
@@ -355,7 +351,7 @@ def softmax_focal_loss(
         u, p = -np.expm1(-n), np.exp(-n)
         with np.errstate(divide="ignore", invalid="ignore"):
             phi = u**gamma * n
-            slope = u**gamma + times(gamma, n * p * u ** (gamma - 1))
+            slope = u**gamma + times(gamma, times(p, n) * u ** (gamma - 1))
             dgamma = times(phi, np.log(u))
         value = times(C * t, phi).sum(-1) + nan
         q = times(C * t, slope)

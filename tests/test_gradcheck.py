@@ -1,0 +1,69 @@
+"""The gradient check passes what keeps the promise, and nothing else."""
+
+import jax
+import mpmath
+import numpy as np
+import pytest
+
+import jxent
+from jxent import gradcheck
+
+pytestmark = pytest.mark.relaxed  # the plain loss is written as people write it
+
+
+@pytest.mark.parametrize(
+    "loss_rows", [gradcheck.jxent_rows, jxent.softmax_cross_entropy_with_integer_labels]
+)
+def test_both_rules_keep_the_promise(loss_rows):
+    check = gradcheck.check_gradients(loss_rows=loss_rows)
+    assert check.passed
+    assert {(d.rows, d.quantity) for d in check.differences} == {
+        (rows, quantity)
+        for rows in ("ordinary", "confident")
+        for quantity in ("loss", "label gradient", "other gradients")
+    }
+
+
+def test_plain_jax_loses_confident_rows():
+    check = gradcheck.check_gradients(loss_rows=gradcheck.plain_rows)
+    missed = {(d.rows, d.quantity) for d in check.differences if not d.within}
+    assert missed == {("confident", "loss"), ("confident", "label gradient")}
+    assert check.plain_false_zeros == gradcheck.ROWS
+    assert not check.passed
+
+
+@pytest.mark.parametrize("factor", [1 + 2e-5, -1.0, 0.0, np.nan])
+def test_a_gradient_that_is_off_is_found(factor, monkeypatch):
+    monkeypatch.setattr(gradcheck, "ROWS", 50)
+
+    def off(z, labels):
+        rows = gradcheck.jxent_rows(z, labels)
+        return jax.lax.stop_gradient(rows * (1 - factor)) + rows * factor
+
+    missed = [d for d in gradcheck.check_gradients(loss_rows=off).differences if not d.within]
+    assert {d.quantity for d in missed} >= {"label gradient", "other gradients"}
+
+
+def test_elsewhere_the_bounds_are_only_shown(monkeypatch):
+    monkeypatch.setattr(gradcheck, "PROMISED_ON", "another device")
+    check = gradcheck.check_gradients(loss_rows=gradcheck.plain_rows)
+    assert check.passed and not all(d.within for d in check.differences)
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "confident"])
+def test_float64_is_the_truth(kind):
+    z, labels = (x[:3] for x in gradcheck.logits_and_labels(kind, seed=1))
+    z, labels = z[:, :7], labels % 7
+    if kind == "confident":
+        z[np.arange(3), labels] += np.float32(gradcheck.CONFIDENT_GAP)
+    got = gradcheck.float64_values(z, labels)
+    with mpmath.workdps(60):
+        for n, (row, y) in enumerate(zip(z.tolist(), labels.tolist(), strict=True)):
+            e = [mpmath.exp(mpmath.mpf(v)) for v in row]
+            loss = mpmath.log(sum(e)) - mpmath.mpf(row[y])
+            p = [v / sum(e) for v in e]
+            exact = [loss, p[y] - 1, *(v for i, v in enumerate(p) if i != y)]
+            values = [got.loss[n], got.label_gradient[n], *got.other_gradients[n]]
+            rounding = 64 * np.finfo(np.float64).eps  # of a gap near 40 in an exponent
+            for ours, true in zip(values, exact, strict=True):
+                assert abs(ours - true) <= rounding * abs(true)

@@ -1,0 +1,532 @@
+"""Every bad input is right, an exception, or NaN in exactly the rows at fault.
+
+Hostile cases are rows of one array, between clean ones: each loss and mode is compiled once, and
+the clean rows must be bit-identical to what they are when the bad ones are replaced.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jxent
+import numpy as np
+import pytest
+from cases import ORACLES
+from compare import assert_close, f64
+
+V = 6
+INF, NAN = np.inf, np.nan
+LABEL = 2
+DTYPES = ["float32", "bfloat16", "float16"]
+
+
+def _rows(**options: Any) -> Callable[..., Any]:
+    return lambda z, t, **kw: jxent.cross_entropy(z, t, reduction="none", **options, **kw)
+
+
+# Rows of a loss by name: (the loss, what its oracle needs besides). A new loss joins here.
+LABEL_LOSSES: dict[str, tuple[Callable[..., Any], Any, dict[str, Any]]] = {
+    "cross_entropy": (_rows(), jxent.cross_entropy, dict(reduction="none")),
+    "rows": (
+        jxent.softmax_cross_entropy_with_integer_labels,
+        jxent.softmax_cross_entropy_with_integer_labels,
+        {},
+    ),
+    "focal": (jxent.softmax_focal_loss, jxent.softmax_focal_loss, {}),
+}
+SOFT_LOSSES: dict[str, tuple[Callable[..., Any], Any, dict[str, Any]]] = {
+    "cross_entropy": (_rows(), jxent.cross_entropy, dict(reduction="none")),
+    "rows": (jxent.softmax_cross_entropy, jxent.softmax_cross_entropy, {}),
+    "focal": (jxent.softmax_focal_loss, jxent.softmax_focal_loss, {}),
+    "poly": (jxent.poly_loss_cross_entropy, jxent.poly_loss_cross_entropy, {}),
+}
+
+
+def hostile_logits(dtype: str) -> dict[str, list[float]]:
+    """Rows to be given the label LABEL, and soft targets without mass on class 0."""
+    top = 65504.0 if dtype == "float16" else 3e38
+    return {
+        "NaN off target": [NAN, 0, 1, 2, 0, 1],
+        "NaN on target": [0, 1, NAN, 2, 0, 1],
+        "+inf off target": [INF, 0, 1, 2, 0, 1],
+        "+inf on target": [0, 1, INF, 2, 0, 1],
+        "+inf twice": [INF, 1, INF, 2, 0, 1],
+        "all -inf": [-INF] * V,
+        "-inf off target": [-INF, 0, 1, 2, 0, 1],
+        "only the target is possible": [-INF, -INF, 1, -INF, -INF, -INF],
+        "-inf on target": [0, 1, -INF, 2, 0, 1],
+        "NaN and -inf": [-INF, 0, NAN, 2, 0, 1],
+        "+inf and -inf": [-INF, 0, INF, 2, 0, 1],
+        "1e4": [1e4, 1e4, 1e4 - 8, -1e4, 0, 9e3],
+        "offset": [2e4, 2e4 + 16, 2e4 + 32, 2e4, 2e4, 2e4],
+        "largest on target": [0, 1, top, 2, 0, 1],
+        "largest off target": [0, 1, 2, top, 0, 1],
+        "all largest": [top] * V,
+        "all smallest": [-top] * V,
+        "all zero": [0] * V,
+    }
+
+
+BAD_LABELS = {"-1": -1, "-100": -100, "V": V, "the largest": 2**31 - 1, "the smallest": -(2**31)}
+
+
+def arrays(dtype: str, soft: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """(logits, targets, which rows are hostile, their names), clean rows between hostile ones."""
+    rng = np.random.default_rng(5)
+    logits = list(hostile_logits(dtype).values())
+    names = list(hostile_logits(dtype))
+    if not soft:
+        logits += [[0, 1, 2, 3, 0, 1]] * len(BAD_LABELS)
+        names += [f"label {name}" for name in BAD_LABELS]
+    n = 2 * len(logits) + 1
+    z = rng.standard_normal((n, V))
+    z[1::2] = logits
+    bad = np.arange(n) % 2 == 1
+    if soft:
+        t = rng.dirichlet(np.ones(V), n).astype(np.float32)
+        t[1::2, 0] = 0
+        return z, t, bad, names
+    y = rng.integers(0, V, n).astype(np.int32)
+    y[1::2] = LABEL
+    y[1 : 2 * len(BAD_LABELS) : 2] = LABEL
+    y[np.flatnonzero(bad)[-len(BAD_LABELS) :]] = list(BAD_LABELS.values())
+    return z, y, bad, names
+
+
+def expected_rows(oracle_of: Any, options: dict[str, Any], z: Any, t: Any) -> Any:
+    """Loss and gradient by the oracle; what float32 cannot hold is infinite."""
+    name = "targets" if oracle_of is jxent.cross_entropy else "labels"
+    out = ORACLES[oracle_of](logits=z, **{name: t}, **options)
+    largest = float(np.finfo(np.float32).max)
+    value = np.where(np.abs(out.value) > largest, np.inf, out.value)
+    return value, out.gradient["logits"], out.scale["value"], out.scale["logits"]
+
+
+def value_and_gradient(fn: Any, z: Any, t: Any) -> tuple[np.ndarray, np.ndarray]:
+    rows, pull_back = jax.vjp(lambda z: fn(z, t), z)
+    return rows, pull_back(jnp.ones_like(rows))[0]
+
+
+def by_row(fn: Any, z: Any, t: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The same, one row at a time under vmap, gradient by value_and_grad."""
+    return jax.vmap(jax.value_and_grad(fn))(z, t)
+
+
+MODES = {"jit": jax.jit(value_and_gradient, static_argnums=0), "vmap": jax.jit(by_row, static_argnums=0)}
+
+
+def assert_rows(actual: Any, expected: Any, dtype: str, names: list[str]) -> None:
+    """Loss and gradient are the oracle's; a faulty row is NaN throughout."""
+    loss, gradient = (f64(x) for x in actual)
+    value, slope, value_scale, scale = expected
+    for i, name in enumerate(names):
+        at = 2 * i + 1
+        message = f"{name} ({loss[at]}, {gradient[at]})"
+        if np.isnan(value[at]):
+            assert np.isnan(loss[at]), message
+            assert np.all(np.isnan(gradient[at])), message
+        else:
+            close = dict(rtol=1e-5, cancels=True, err_msg=message)
+            assert_close(np.float32(loss[at]), value[at], scale=value_scale[at], **close)
+            assert_close(
+                gradient[at], slope[at], scale=scale[at], ulps=0.5, dtype=dtype, **close
+            )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("soft", "name"),
+    [(False, name) for name in LABEL_LOSSES] + [(True, name) for name in SOFT_LOSSES],
+)
+def test_rows_at_fault(soft, name, dtype, mode):
+    fn, oracle_of, options = (SOFT_LOSSES if soft else LABEL_LOSSES)[name]
+    z, t, bad, names = arrays(dtype, soft)
+    z = jnp.asarray(z, dtype)
+    run = MODES[mode]
+    actual = run(fn, z, jnp.asarray(t))
+    assert_rows(actual, expected_rows(oracle_of, options, z, t), dtype, names)
+
+    clean_t = t if soft else np.where(bad, LABEL, t)
+    clean = run(fn, jnp.where(bad[:, None], jnp.ones((), z.dtype), z), jnp.asarray(clean_t))
+    for a, b in zip(actual, clean, strict=True):
+        np.testing.assert_array_equal(f64(a)[~bad], f64(b)[~bad])
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "distributions"])
+def test_rows_at_fault_in_a_sum(soft, reduction):
+    """The scalar is NaN; the gradient is NaN in the faulty rows, and clean beside them."""
+    z, t, bad, _ = arrays("float32", soft)
+    z = jnp.asarray(z, jnp.float32)
+    fn = jax.jit(
+        jax.value_and_grad(lambda z, t: jxent.cross_entropy(z, t, reduction=reduction)),
+    )
+    loss, gradient = fn(z, jnp.asarray(t))
+    assert np.isnan(loss)
+    rows, rowwise = MODES["jit"](_rows(), z, jnp.asarray(t))
+    np.testing.assert_array_equal(np.isnan(gradient).all(-1), np.isnan(rows))
+    np.testing.assert_array_equal(np.isnan(gradient).any(-1), np.isnan(rows))
+    divisor = len(z) if reduction == "mean" else 1
+    right = ~np.isnan(rows)
+    np.testing.assert_allclose(gradient[right], rowwise[right] / divisor, rtol=0, atol=2e-7 / divisor)
+    clean = jnp.where(bad[:, None], jnp.ones((), z.dtype), z)
+    _, other = fn(clean, jnp.asarray(t if soft else np.where(bad, LABEL, t)))
+    np.testing.assert_array_equal(gradient[~bad], other[~bad])
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("way", ["where", "ignore_index", "class mask", "row_weights"])
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "distributions"])
+def test_dropped_rows_may_hold_anything(soft, way, reduction):
+    """Exactly 0, loss and every gradient; the others bit-identical to clean company."""
+    if soft and way == "ignore_index":
+        return
+    z, t, bad, _ = arrays("float32", soft)
+    t = np.where(bad[:, None], t * 0 + NAN, t) if soft and way != "row_weights" else t
+    if way == "row_weights" and not soft:
+        t = np.where(bad, LABEL, t)
+    c = jnp.linspace(0.5, 2, V)
+    w = np.linspace(0.5, 2, len(z)).astype(np.float32)
+    options: dict[str, Any] = dict(label_smoothing=0.1, z_loss=0.01)
+
+    @jax.jit
+    def run(z: Any, t: Any, c: Any, w: Any, where: Any) -> Any:
+        def loss(z: Any, c: Any, w: Any) -> Any:
+            ignore = -100 if way == "ignore_index" else None
+            return jxent.cross_entropy(
+                z,
+                t,
+                where=where,
+                ignore_index=ignore,
+                class_weights=c,
+                row_weights=w,
+                reduction=reduction,
+                **options,
+            )
+
+        value, pull_back = jax.vjp(loss, z, c, w)
+        return value, *pull_back(jnp.ones_like(value))
+
+    where = None
+    if way == "where":
+        where = jnp.asarray(~bad)
+        w = np.where(bad, NAN, w)
+    elif way == "class mask":
+        where = jnp.asarray(np.broadcast_to(~bad[:, None], z.shape))
+    elif way == "ignore_index":
+        t = np.where(bad, -100, t)
+    else:
+        w = np.where(bad, 0, w)
+    w = jnp.asarray(w, jnp.float32)
+    z = jnp.asarray(z, jnp.float32)
+    value, dz, dc, dw = run(z, jnp.asarray(t), c, w, where)
+    clean = run(
+        jnp.where(bad[:, None], jnp.ones((), z.dtype), z),
+        jnp.asarray(np.where(bad[:, None] if soft else bad, 1, t).astype(t.dtype))
+        if way != "ignore_index"
+        else jnp.asarray(t),
+        c,
+        jnp.where(jnp.isnan(w), jnp.ones((), w.dtype), w),
+        where,
+    )
+    if reduction == "none":
+        assert np.all(np.asarray(value)[bad] == 0)
+    np.testing.assert_array_equal(value, clean[0])
+    assert np.all(np.asarray(dz)[bad] == 0)
+    np.testing.assert_array_equal(dz, clean[1])
+    if way != "row_weights":  # a weight of 0 has a slope, which is the row's loss
+        assert np.all(np.asarray(dw)[bad] == 0)
+        np.testing.assert_array_equal(dw, clean[3])
+        np.testing.assert_array_equal(dc, clean[2])
+    assert np.all(np.isfinite(np.asarray(dc)))
+
+
+def test_zero_weights():
+    """Nothing is contributed, even against inf; the slope of a zero weight is the real one."""
+    z = jnp.asarray([[0.0, 1.0, -INF], [0.0, 1.0, 2.0], [1.0, 0.0, 2.0]])
+    y = jnp.asarray([2, 0, 1])
+    run = jax.jit(
+        jax.value_and_grad(
+            lambda z, c, w: jxent.cross_entropy(
+                z, y, class_weights=c, row_weights=w, reduction="sum"
+            ),
+            (0, 1, 2),
+        )
+    )
+    ones, c, w = jnp.ones(3), jnp.asarray([1.0, 1.0, 0.0]), jnp.asarray([0.0, 1.0, 1.0])
+    plain = jxent.cross_entropy(z, y, reduction="none")
+    assert plain[0] == INF
+    for class_weights, row_weights in ((c, ones), (ones, w)):
+        loss, (dz, dc, dw) = run(z, class_weights, row_weights)
+        np.testing.assert_allclose(loss, plain[1] + plain[2], rtol=1e-6)
+        assert np.all(np.asarray(dz)[0] == 0)
+        assert np.all(np.isfinite(dz))
+        np.testing.assert_allclose(dw[1:], plain[1:], rtol=1e-6)
+    assert dw[0] > 1e30, "∂loss/∂w = w-less loss"
+    _, (_, dc, _) = run(z, c, ones)
+    assert dc[2] > 1e30
+
+
+@pytest.mark.parametrize("targets", ["labels", "distributions"])
+@pytest.mark.parametrize("how", ["where", "row_weights", "class_weights", "normalizer", "no rows"])
+def test_means_over_nothing(how, targets):
+    """0 with gradient 0, for every argument."""
+    n = 0 if how == "no rows" else 3
+    z = jnp.asarray(np.random.default_rng(0).standard_normal((n, 4)), jnp.float32)
+    t = jnp.zeros(n, jnp.int32) if targets == "labels" else jnp.full((n, 4), 0.25)
+    zero = lambda name, *shape: jnp.zeros(shape) if how == name else jnp.ones(shape)
+    given = dict(
+        class_weights=zero("class_weights", 4),
+        row_weights=zero("row_weights", n),
+    )
+    if how == "normalizer":
+        given["normalizer"] = jnp.zeros(())
+    where = jnp.zeros(n, bool) if how == "where" else None
+
+    def loss(z: Any, given: Any) -> Any:
+        return jxent.cross_entropy(
+            z, t, where=where, label_smoothing=0.1, z_loss=0.1, **given
+        )
+
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(z, given)
+    assert value == 0
+    for gradient in jax.tree.leaves(gradients):
+        assert np.all(np.asarray(gradient) == 0)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32, np.int32])
+def test_narrow_labels_do_not_wrap(dtype):
+    """Compared in int32: int8 labels with V = 300, uint32 labels that are no int32."""
+    z = jnp.asarray(np.random.default_rng(0).standard_normal((3, 300)), jnp.float32)
+    largest = min(int(np.iinfo(dtype).max), 299)
+    y = np.asarray([0, 44, largest], dtype)
+    for fn in (_rows(), jxent.softmax_cross_entropy_with_integer_labels):
+        expected = fn(z, y.astype(np.int32))
+        np.testing.assert_array_equal(fn(z, y), expected)
+        np.testing.assert_array_equal(jax.jit(fn)(z, jnp.asarray(y)), expected)
+    bad = np.asarray([0, 44, np.iinfo(dtype).max if largest == 299 else 1], dtype)
+    rows = jax.jit(_rows())(z, jnp.asarray(bad))
+    np.testing.assert_array_equal(np.isnan(rows), [False, False, largest == 299])
+
+
+@pytest.mark.parametrize("ignore", [-1, 300])
+def test_ignore_index_outside_the_dtype(ignore):
+    """uint8 labels hold no −1, and no 300: nothing is ignored."""
+    z = jnp.zeros((2, 256))
+    y = jnp.asarray([255, 44], jnp.uint8)
+    np.testing.assert_array_equal(_rows(ignore_index=ignore)(z, y), _rows()(z, y))
+
+
+def test_wide_labels_are_not_narrowed_first(x64):
+    """Traced int64 labels: 2³²+1 is NaN, and not class 1."""
+    z = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4)))
+    y = jnp.asarray([1, 2**32 + 1, -(2**32) + 1])
+    assert y.dtype == jnp.int64
+    loss, gradient = jax.jit(value_and_gradient, static_argnums=0)(_rows(), z, y)
+    np.testing.assert_array_equal(np.isnan(loss), [False, True, True])
+    np.testing.assert_array_equal(np.isnan(gradient).all(-1), [False, True, True])
+    with pytest.raises(ValueError, match=r"`labels`\[1\] = 4294967297 is outside \[0, 4\)"):
+        jxent.cross_entropy(z, np.asarray(y))
+
+
+@pytest.mark.parametrize("label", [-1, -100, 4, 2**32 + 1])
+@pytest.mark.parametrize("make", [np.asarray, list, jnp.asarray], ids=["numpy", "list", "jax"])
+@pytest.mark.parametrize("name", LABEL_LOSSES)
+def test_concrete_bad_labels_raise(name, make, label):
+    fn = LABEL_LOSSES[name][0]
+    if make is jnp.asarray and label > 2**31:
+        return
+    z, y = jnp.zeros((3, 4)), make([0, label, 2])
+    words = re.escape(f"`labels`[1] = {label} is outside [0, 4); drop such rows with where= or")
+    with pytest.raises(ValueError, match=words):
+        fn(z, y)
+    with pytest.raises(ValueError, match=words):
+        jax.jit(lambda z: fn(z, y))(z)
+    kept = jnp.asarray([True, False, True])
+    assert np.all(np.isfinite(fn(z, y, where=kept)))
+
+
+def test_concrete_bad_labels_of_label_weights_raise():
+    with pytest.raises(ValueError, match=r"label_weights: `labels`\[1\] = -1 is outside"):
+        jxent.label_weights(np.asarray([0, -1]))
+    with pytest.raises(ValueError, match=r"label_weights: `labels`\[0\] = 3 is outside \[0, 3\)"):
+        jxent.label_weights(np.asarray([3, 0]), class_weights=jnp.ones(3))
+    traced = jax.jit(lambda y: jxent.label_weights(y, class_weights=jnp.ones(3)))
+    np.testing.assert_array_equal(np.isnan(traced(jnp.asarray([3, -1, 0]))), [True, True, False])
+
+
+def test_class_masks_at_fault():
+    """The label, or soft mass, on an excluded class: NaN in that row only."""
+    z = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4)), jnp.float32)
+    mask = jnp.asarray([[True] * 4, [True, False, True, True], [True] * 4])
+    y = jnp.asarray([1, 1, 1])
+    for t in (y, jnp.eye(4)[y]):
+        loss, gradient = MODES["jit"](lambda z, t: _rows(where=mask)(z, t), z, t)
+        np.testing.assert_array_equal(np.isnan(loss), [False, True, False])
+        np.testing.assert_array_equal(np.isnan(gradient).any(-1), [False, True, False])
+
+
+def test_smoothing_against_impossible_classes():
+    """Mass on an impossible class costs +inf; not if the class is excluded, or weighs nothing."""
+    z = jnp.asarray([[0.0, 1.0, -INF], [0.0, 1.0, 2.0]])
+    y = jnp.asarray([0, 1])
+    smoothed = _rows(label_smoothing=0.1)
+    loss, gradient = MODES["jit"](smoothed, z, y)
+    assert loss[0] == INF
+    assert np.all(np.isfinite(gradient))
+    for options in (
+        dict(where=jnp.asarray([[True, True, False], [True] * 3])),
+        dict(class_weights=jnp.asarray([1.0, 1.0, 0.0])),
+    ):
+        loss, gradient = MODES["jit"](lambda z, y, o=options: smoothed(z, y, **o), z, y)
+        assert np.all(np.isfinite(loss))
+        assert np.all(np.isfinite(gradient))
+
+
+DIRECTION = jnp.asarray([[1.0, -2.0, 3.0, 0.5]])
+AD_MODES = {
+    "grad": lambda f: jax.jacrev(f),
+    "forward": lambda f: jax.jacfwd(f),
+    "linearize": lambda f: lambda z: jax.linearize(f, z)[1](DIRECTION),
+    "jvp": lambda f: lambda z: jax.jvp(f, (z,), (DIRECTION,))[1],
+    "hessian": lambda f: jax.hessian(f),
+    "reverse over reverse": lambda f: jax.jacrev(jax.jacrev(f)),
+}
+
+
+@pytest.mark.parametrize("targets", ["constant", "functions of the logits"])
+@pytest.mark.parametrize("mode", AD_MODES)
+@pytest.mark.parametrize("fn", [jxent.softmax_cross_entropy, jxent.poly_loss_cross_entropy])
+def test_zero_times_infinity(fn, mode, targets):
+    """Impossible classes without mass leave every derivative finite."""
+    z = jnp.asarray([[0.5, 1.0, -INF, 0.2]])
+    t = jnp.asarray([[0.3, 0.7, 0.0, 0.0]])
+    moved = (lambda z: t * jnp.cos(z[..., :1])) if targets != "constant" else (lambda z: t)
+    derivative = jax.jit(AD_MODES[mode](lambda z: fn(z, moved(z))))(z)
+    assert np.all(np.isfinite(derivative))
+    assert np.any(np.asarray(derivative) != 0)
+
+
+# Exceptions: (what is called, the exception, the message, by pattern).
+Z, Y, T = np.zeros((4, 5), np.float32), np.zeros(4, np.int32), np.full((4, 5), 0.2, np.float32)
+SQUARE = np.zeros((5, 5), np.float32)
+_ce, _label, _soft = (
+    "cross_entropy",
+    "softmax_cross_entropy_with_integer_labels",
+    "softmax_cross_entropy",
+)
+ERRORS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]] = {
+    "no classes": (_ce, (Z[:, :0], Y), {}, ValueError, r"`logits` has no classes, got .*\[4, 0\]"),
+    "scalar logits": (_ce, (np.zeros(()), Y[0]), {}, ValueError, r"`logits` needs an axis of classes"),
+    "integer logits": (_ce, (Y[:, None], Y), {}, TypeError, r"`logits` must be floating point, got"),
+    "float labels": (_ce, (Z, T[:, 0]), {}, TypeError, r"`labels` must be integers, got float32"),
+    "bool labels": (_ce, (Z, Y == 0), {}, TypeError, r"`labels` must be integers, got bool"),
+    "[N, 1] labels": (_ce, (Z, Y[:, None]), {}, ValueError, r"shape \[4\], got .*\[4, 1\]; squeeze"),
+    "[1] labels": (_ce, (Z, Y[:1]), {}, ValueError, r"shape \[4\], got int32\[1\]"),
+    "integer one-hot": (_ce, (Z, np.eye(5, dtype=int)[Y]), {}, ValueError, r"cast one-hot"),
+    "targets of another shape": (_ce, (Z, T[:, :4]), {}, ValueError, r"`targets` must be integer"),
+    "targets for all rows": (_ce, (Z, T[0]), {}, ValueError, r"`targets` must be integer labels"),
+    "negative targets": (_ce, (Z, T - 0.3), {}, ValueError, r"`targets`\[0, 0\] = .* negative"),
+    "[N, 1] where": (_ce, (Z, Y), dict(where=Y[:, None] == 0), ValueError, r"`where` must have the"),
+    "float where": (_ce, (Z, Y), dict(where=T[:, 0]), TypeError, r"`where` must be boolean, got"),
+    "integer where": (_ce, (Z, Y), dict(where=Y), TypeError, r"`where` must be boolean, got int32"),
+    "class weights": (_ce, (Z, Y), dict(class_weights=T[0, :4]), ValueError, r"shape \[5\], got"),
+    "[1] class weights": (_ce, (Z, Y), dict(class_weights=T[0, :1]), ValueError, r"shape \[5\]"),
+    "bool class weights": (_ce, (Z, Y), dict(class_weights=Z[0] == 0), TypeError, r"be numbers"),
+    "[N, 1] row weights": (_ce, (Z, Y), dict(row_weights=T[:, :1]), ValueError, r"shape \[4\], got"),
+    "[1] normalizer": (_ce, (Z, Y), dict(normalizer=T[0, :1]), ValueError, r"`normalizer` must have"),
+    "normalizer and sum": (
+        _ce,
+        (Z, Y),
+        dict(normalizer=np.float32(2), reduction="sum"),
+        ValueError,
+        r"`normalizer` replaces the denominator of \"mean\"",
+    ),
+    "normalizer and none": (
+        _ce,
+        (Z, Y),
+        dict(normalizer=np.float32(2), reduction="none"),
+        ValueError,
+        r"`normalizer` replaces the denominator of \"mean\"",
+    ),
+    "axis_name and none": (
+        _ce,
+        (Z, Y),
+        dict(axis_name="data", reduction="none"),
+        ValueError,
+        r"`axis_name` .*reduction=\"none\"",
+    ),
+    "ignored distributions": (
+        _ce, (Z, T), dict(ignore_index=0), ValueError, r"`ignore_index` goes with integer labels"
+    ),
+    "float ignore_index": (_ce, (Z, Y), dict(ignore_index=0.5), TypeError, r"`ignore_index` must be"),
+    "reduction": (_ce, (Z, Y), dict(reduction="avg"), ValueError, r"`reduction` must be .*got 'avg'"),
+    "smoothing > 1": (_ce, (Z, Y), dict(label_smoothing=1.5), ValueError, r"in \[0, 1\], got 1.5"),
+    "smoothing < 0": (_ce, (Z, Y), dict(label_smoothing=-0.1), ValueError, r"`label_smoothing` must"),
+    "smoothing NaN": (_ce, (Z, Y), dict(label_smoothing=NAN), ValueError, r"`label_smoothing` must"),
+    "z-loss": (_ce, (Z, Y), dict(z_loss=-1e-4), ValueError, r"`z_loss` must be .*got -0.0001"),
+    "soft cap 0": (_ce, (Z, Y), dict(logit_softcap=0.0), ValueError, r"`logit_softcap` must be"),
+    "soft cap < 0": (_ce, (Z, Y), dict(logit_softcap=-3), ValueError, r"`logit_softcap` must be"),
+    "weights: float labels": (
+        "label_weights", (T[:, 0],), {}, TypeError, r"`labels` must be integers, got float32"
+    ),
+    "weights: class weights": (
+        "label_weights", (Y,), dict(class_weights=T), ValueError, r"`class_weights` must have one axis"
+    ),
+    "weights: row weights": (
+        "label_weights", (Y,), dict(row_weights=T), ValueError, r"`row_weights` must have shape \[4\]"
+    ),
+    "weights: where": (
+        "label_weights", (Y,), dict(where=Y[:1] == 0), ValueError, r"`where` must have the rows' shape"
+    ),
+    "rows: [N, 1] labels": (_label, (Z, Y[:, None]), {}, ValueError, r"got int32\[4, 1\]; squeeze"),
+    "rows: float labels": (_label, (Z, T[:, 0]), {}, TypeError, r"`labels` must be integers"),
+    "rows: axis": (_label, (Z, Y, 2), {}, ValueError, r"`axis` 2 is out of bounds"),
+    "rows: axis twice": (_label, (Z, 0, (1, -1)), {}, ValueError, r"`axis` names an axis twice"),
+    "rows: float axis": (_label, (Z, Y, 1.0), {}, TypeError, r"`axis` must be an integer"),
+    "rows: axis of another shape": (_label, (Z, Y, 0), {}, ValueError, r"shape \[5\], got int32\[4\]"),
+    "soft: labels": (_soft, (Z, Y), {}, ValueError, r"for integer labels use softmax_cross_entropy_w"),
+    "soft: labels where N = V": (_soft, (SQUARE, np.arange(5)), {}, ValueError, r"for integer labels"),
+    "soft: [N, 1] labels": (_soft, (Z, T[:, :1]), {}, ValueError, r"must have the logits' shape"),
+    "soft: negative": (_soft, (Z, T - 0.3), {}, ValueError, r"`labels`\[0, 0\] = .* negative"),
+    "soft: class weights": (
+        _soft, (Z, T), dict(class_weights=T), ValueError, r"`class_weights` must have shape \[5\]"
+    ),
+    "focal: gamma": (
+        "softmax_focal_loss", (Z, Y), dict(gamma=-1.0), ValueError, r"`gamma`.* must not be negative"
+    ),
+    "poly: epsilon": (
+        "poly_loss_cross_entropy", (Z, T), dict(epsilon=T), ValueError, r"`epsilon` must have shape"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name, unhooked):
+    """Function, argument, what was expected, what came: eagerly, and when tracing."""
+    fn_name, args, options, exception, pattern = ERRORS[name]
+    fn = getattr(jxent, fn_name)
+    with pytest.raises(exception, match=rf"^{fn_name}: .*{pattern}"):
+        fn(*args, **options)
+    if "negative" in name or name == "focal: gamma":  # values, not shapes
+        return
+    traced = [x for x in args if isinstance(x, np.ndarray)]
+    rest = [x for x in args if not isinstance(x, np.ndarray)]
+    with pytest.raises(exception, match=rf"^{fn_name}: .*{pattern}"):
+        jax.eval_shape(lambda *x: fn(*x, *rest, **options), *traced)
+
+
+STATIC = ["label_smoothing", "z_loss", "logit_softcap", "ignore_index"]
+
+
+@pytest.mark.parametrize("fn", [_ce, _label])
+@pytest.mark.parametrize("option", STATIC)
+def test_traced_static_options_raise(option, fn, unhooked):
+    if option == "ignore_index" and fn != _ce:
+        return
+    value = 1 if option == "ignore_index" else 0.5
+    with pytest.raises(TypeError, match=rf"^{fn}: `{option}` must be a static Python"):
+        jax.jit(lambda x: getattr(jxent, fn)(Z, Y, **{option: x}))(value)

@@ -1,0 +1,376 @@
+"""Every JAX transform gives the gradients of the oracle, to second order and (deep) third."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jxent
+import numpy as np
+import oracle
+import pytest
+from cases import ROW_LOSSES, TRAINING_LOSSES, C, Case, N, V, W, cast, function, split
+from compare import assert_close, f64
+from jax.flatten_util import ravel_pytree
+from jax.sharding import PartitionSpec as P
+
+PROMISE = 1e-5
+# One of each family runs every time, the rest behind the marker.
+OFTEN = (
+    "labels, classes kept",
+    "distributions, classes kept",
+    "focal",
+    "poly",
+    "kl",
+    "sigmoid focal",
+    "labels, everything, mean",
+    "distributions, everything, none",
+)
+
+
+def named(cases: dict[str, Case]) -> list[Any]:
+    marks = lambda name: () if name in OFTEN else (pytest.mark.deep,)
+    return [pytest.param(case, id=name, marks=marks(name)) for name, case in cases.items()]
+
+
+def cotangent(case: Case) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(1).standard_normal(case.shape), jnp.float32)
+
+
+def assert_gradients(case: Case, gradients: dict[str, Any], g: Any) -> None:
+    expected = case.expected(cotangent=f64(g))
+    for name, gradient in gradients.items():
+        assert_close(
+            gradient,
+            expected.gradient[name],
+            rtol=PROMISE,
+            scale=expected.scale.get(name),
+            cancels=name == "class_weights",
+            err_msg=name,
+        )
+
+
+# Each gives the gradients Jᵀg of f at x, by way of one transform. `case` tells what is per row.
+Transform = Callable[[Case, Callable[[Any], jax.Array], Any, jax.Array], Any]
+
+
+def by_grad(case: Case, f: Any, x: Any, g: jax.Array) -> Any:
+    return jax.grad(lambda x: jnp.sum(g * f(x)))(x)
+
+
+def by_jacfwd(case: Case, f: Any, x: Any, g: jax.Array) -> Any:
+    return jax.tree.map(lambda J: jnp.tensordot(g, J, g.ndim), jax.jacfwd(f)(x))
+
+
+def by_jacrev(case: Case, f: Any, x: Any, g: jax.Array) -> Any:
+    return jax.tree.map(lambda J: jnp.tensordot(g, J, g.ndim), jax.jacrev(f)(x))
+
+
+def by_directions(jvp: Callable[[Any], jax.Array], x: Any, g: jax.Array) -> Any:
+    """Jᵀg entry by entry: g·J e for each unit vector e."""
+    flat, unravel = ravel_pytree(x)
+    return unravel(jax.lax.map(lambda e: jnp.sum(g * jvp(unravel(e))), jnp.eye(flat.size)))
+
+
+def by_jvp(case: Case, f: Any, x: Any, g: jax.Array) -> Any:
+    return by_directions(lambda e: jax.jvp(f, (x,), (e,))[1], x, g)
+
+
+def by_linearize(case: Case, f: Any, x: Any, g: jax.Array) -> Any:
+    return by_directions(jax.linearize(f, x)[1], x, g)
+
+
+def by_transposed_linearize(case: Case, f: Any, x: Any, g: jax.Array) -> Any:
+    return jax.linear_transpose(jax.linearize(f, x)[1], x)(g)[0]
+
+
+def by_remat(case: Case, f: Any, x: Any, g: jax.Array) -> Any:
+    return by_grad(case, jax.checkpoint(f), x, g)
+
+
+def by_cond(case: Case, f: Any, x: Any, g: jax.Array) -> Any:
+    chosen = lambda x: jax.lax.cond(jnp.sum(g) < jnp.inf, f, lambda x: jnp.zeros_like(g), x)
+    return by_grad(case, chosen, x, g)
+
+
+def per_row(case: Case) -> tuple[Any, Any, Any]:
+    """One row's loss as a function of (its share of x and of the rest, what rows share)."""
+    floats, arrays, static = split(case.arguments)
+    own = lambda tree: {k: x for k, x in tree.items() if np.shape(x)[:1] == (N,) and k != "alpha"}
+    shared = lambda tree: {k: x for k, x in tree.items() if k not in own(tree)}
+    fn = lambda own, rest, common: case.fn(**own, **rest, **common, **dict(static))
+    return fn, own, (own(arrays), shared)
+
+
+def by_vmap(case: Case, f: Any, x: Any, g: jax.Array) -> Any:
+    fn, own, (rest, shared) = per_row(case)
+    rows = lambda x: jax.vmap(fn, (0, 0, None))(own(x), rest, shared(x))
+    return by_grad(case, rows, x, g)
+
+
+def by_scan(case: Case, f: Any, x: Any, g: jax.Array) -> Any:
+    fn, own, (rest, shared) = per_row(case)
+
+    def rows(x: Any) -> jax.Array:
+        step = lambda total, row: (total + 1, fn(*row, shared(x)))
+        return jax.lax.scan(step, jnp.zeros(()), (own(x), rest))[1]
+
+    return by_grad(case, rows, x, g)
+
+
+def devices(n: int) -> Any:
+    return jax.make_mesh(
+        (n,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:n]
+    )
+
+
+def by_shard_map(case: Case, f: Any, x: Any, g: jax.Array, check_vma: bool = True) -> Any:
+    fn, own, (rest, shared) = per_row(case)
+    rows = jax.shard_map(
+        fn,
+        mesh=devices(N),
+        in_specs=(P("data"), P("data"), P()),
+        out_specs=P("data"),
+        check_vma=check_vma,
+    )
+    return by_grad(case, lambda x: rows(own(x), rest, shared(x)), x, g)
+
+
+def by_gradient_in_shard_map(case: Case, f: Any, x: Any, g: jax.Array, check_vma: bool = True):
+    """∂/∂x of a device's own rows, taken inside: what rows share is summed over the mesh."""
+    fn, own, (rest, shared) = per_row(case)
+
+    def inside(x: Any, rest: Any, common: Any, g: jax.Array) -> Any:
+        of_x, of_common = jax.grad(lambda x, c: jnp.sum(g * fn(x, rest, c)), (0, 1))(x, common)
+        if not check_vma:  # with it on, JAX has summed them
+            of_common = jax.lax.psum(of_common, "data")
+        return of_x, of_common
+
+    of_x, of_common = jax.shard_map(
+        inside,
+        mesh=devices(N),
+        in_specs=(P("data"), P("data"), P(), P("data")),
+        out_specs=(P("data"), P()),
+        check_vma=check_vma,
+    )(own(x), rest, shared(x), g)
+    return {**of_x, **of_common}
+
+
+ROW_TRANSFORMS: dict[str, Transform] = {
+    "grad": by_grad,
+    "jacrev": by_jacrev,
+    "jacfwd": by_jacfwd,
+    "jvp": by_jvp,
+    "linearize": by_linearize,
+    "transposed linearize": by_transposed_linearize,
+    "vmap": by_vmap,
+    "scan": by_scan,
+    "cond": by_cond,
+    "remat": by_remat,
+    "shard_map": by_shard_map,
+    "shard_map, unchecked": functools.partial(by_shard_map, check_vma=False),
+    "grad in shard_map": by_gradient_in_shard_map,
+    "grad in shard_map, unchecked": functools.partial(by_gradient_in_shard_map, check_vma=False),
+}
+
+
+@pytest.mark.parametrize("transform", ROW_TRANSFORMS)
+@pytest.mark.parametrize("case", named(ROW_LOSSES))
+def test_row_losses(case, transform):
+    f, x = function(Case(case.fn, cast(case.arguments, jnp.float32)))
+    g = cotangent(case)
+    run = jax.jit(lambda x, g: (f(x), ROW_TRANSFORMS[transform](case, f, x, g)))
+    value, gradients = run(x, g)
+    expected = case.expected()
+    assert_close(value, expected.value, rtol=PROMISE, scale=expected.scale["value"])
+    assert_gradients(case, gradients, g)
+
+
+TRAINING_TRANSFORMS: dict[str, Transform] = {
+    "grad": by_grad,
+    "jacrev": by_jacrev,
+    "cond": by_cond,
+    "remat": by_remat,
+    "vmap": lambda case, f, x, g: jax.tree.map(
+        lambda both: both[1], jax.vmap(lambda x: by_grad(case, f, x, g))(twice(x))
+    ),
+    "scan": lambda case, f, x, g: jax.grad(
+        lambda x: jnp.sum(g * jax.lax.scan(lambda s, _: (s + f(x), None), 0 * g, None, 3)[0]) / 3
+    )(x),
+}
+
+
+def twice(x: Any) -> Any:
+    """Two examples, the second of which is x."""
+    return jax.tree.map(lambda a: jnp.stack([a + 1, a]), x)
+
+
+@pytest.mark.parametrize("transform", TRAINING_TRANSFORMS)
+@pytest.mark.parametrize("case", named(TRAINING_LOSSES))
+def test_training_losses(case, transform):
+    f, x = function(Case(case.fn, cast(case.arguments, jnp.float32)))
+    g = cotangent(case)
+    gradients = jax.jit(lambda x, g: TRAINING_TRANSFORMS[transform](case, f, x, g))(x, g)
+    assert_gradients(case, gradients, g)
+
+
+# Higher order, in float64 and by all arguments at once, against differences of the oracle.
+
+# h² of curvature and ε/h of rounding, h = 1e-5.
+STEP, DIFFERENCE = 1e-5, 2e-8
+SECOND: dict[str, Callable[..., Any]] = {
+    "forward over reverse": lambda f: jax.jacfwd(jax.jacrev(f)),
+    "reverse over reverse": lambda f: jax.jacrev(jax.jacrev(f)),
+    "reverse over forward": lambda f: jax.jacrev(jax.jacfwd(f)),
+    "forward over forward": lambda f: jax.jacfwd(jax.jacfwd(f)),
+}
+
+
+def differentiated(case: Case) -> list[str]:
+    """The arguments that may move: not targets of excluded classes, where mass is a fault."""
+    floats = split(case.arguments)[0]
+    masked = np.ndim(case.arguments.get("where")) == 2
+    return [k for k in floats if not (masked and k in ("labels", "targets"))]
+
+
+def flat_function(case: Case, g: np.ndarray) -> tuple[Any, Any, Any]:
+    """(Σ g·loss of a flat vector of all that moves, its gradient by the oracle, the vector)."""
+    moving = {k: np.asarray(case.arguments[k]) for k in differentiated(case)}
+    flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, moving))
+    f, x = function(Case(case.fn, cast(case.arguments, jnp.float64)))
+    loss = lambda v: jnp.sum(g * f({**x, **unravel(v)}))
+
+    def gradient(v: np.ndarray) -> np.ndarray:
+        given = {**case.arguments, **jax.tree.map(np.asarray, unravel(jnp.asarray(v)))}
+        by_name = case.expected(given, cotangent=g).gradient
+        return np.concatenate([np.ravel(by_name[k]) for k in sorted(moving)])
+
+    return loss, gradient, np.asarray(flat)
+
+
+def central(fn: Callable[[np.ndarray], np.ndarray], at: np.ndarray) -> np.ndarray:
+    steps = STEP * np.eye(at.size)
+    return np.stack([(fn(at + e) - fn(at - e)) / (2 * STEP) for e in steps], axis=-1)
+
+
+def assert_near(actual: Any, expected: np.ndarray) -> None:
+    size = 1 + np.max(np.abs(expected))
+    assert np.max(np.abs(expected)) > 1e3 * DIFFERENCE * size, "nothing was compared"
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=DIFFERENCE * size)
+
+
+SECOND_CASES = [
+    pytest.param(case, order, id=f"{name}, {order}")
+    for cases, orders in ((ROW_LOSSES, list(SECOND)), (TRAINING_LOSSES, list(SECOND)[:2]))
+    for name, case in cases.items()
+    for order in orders
+]
+
+
+def often(parameters: list[Any]) -> list[Any]:
+    kept = [name + ", " for name in OFTEN]
+    slow = lambda p: not any(p.id.startswith(k) for k in kept) or "forward over forward" in p.id
+    return [pytest.param(*p.values, id=p.id, marks=pytest.mark.deep if slow(p) else ()) for p in parameters]
+
+
+@pytest.mark.parametrize(("case", "order"), often(SECOND_CASES))
+def test_second_derivatives(case, order, x64):
+    g = f64(cotangent(case))
+    loss, gradient, at = flat_function(case, g)
+    assert_near(jax.jit(SECOND[order](loss))(at), central(gradient, at))
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("case", [pytest.param(c, id=n) for n, c in {**ROW_LOSSES, **TRAINING_LOSSES}.items()])
+def test_third_derivatives(case, x64):
+    """Against differences of the second ones, which are the oracle's."""
+    loss, _, at = flat_function(case, f64(cotangent(case)))
+    second = jax.jit(jax.jacrev(jax.jacrev(loss)))
+    third = jax.jit(jax.jacrev(jax.jacrev(jax.jacrev(loss))))
+    assert_near(third(at), central(lambda v: np.asarray(second(v)), at))
+
+
+# cross_entropy over the devices of a mesh.
+
+SHARDS, ROWS = 4, 8
+SHARDED = np.random.default_rng(9)
+Z = SHARDED.standard_normal((ROWS, V))
+Y = SHARDED.integers(0, V, ROWS).astype(np.int32)
+Y[:2] = -100  # nothing is left on the first device
+Y[5] = -100
+WEIGHTS = SHARDED.uniform(0.5, 2, ROWS)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
+@pytest.mark.parametrize("inside", [False, True], ids=["grad outside", "grad inside"])
+def test_axis_name(inside, check_vma, reduction):
+    """The loss of the whole batch on every device, and its gradients by everything."""
+    options = dict(ignore_index=-100, label_smoothing=0.1, z_loss=0.1, reduction=reduction)
+    expected = oracle.cross_entropy(Z, Y, class_weights=C, row_weights=WEIGHTS, **options)
+
+    def loss(z: Any, w: Any, c: Any, y: Any) -> Any:
+        return jxent.cross_entropy(
+            z, y, class_weights=c, row_weights=w, axis_name="data", **options
+        )
+
+    def whole(z: Any, w: Any, c: Any, y: Any) -> Any:
+        value, (dz, dw, dc) = jax.value_and_grad(loss, (0, 1, 2))(z, w, c, y)
+        if not check_vma:
+            # Here psum is its own transpose: plain jnp code counts every device as well.
+            dz, dw, dc = dz / SHARDS, dw / SHARDS, jax.lax.psum(dc, "data") / SHARDS
+        return value, (dz, dw, dc)
+
+    specs = (P("data"), P("data"), P(), P("data"))
+    mesh = functools.partial(jax.shard_map, mesh=devices(SHARDS), check_vma=check_vma)
+    if inside:
+        run = mesh(whole, in_specs=specs, out_specs=(P(), (P("data"), P("data"), P())))
+    else:
+        run = jax.value_and_grad(mesh(loss, in_specs=specs, out_specs=P()), (0, 1, 2))
+    f32 = lambda x: jnp.asarray(x, jnp.float32)
+    value, gradients = jax.jit(run)(f32(Z), f32(WEIGHTS), f32(C), jnp.asarray(Y))
+    assert_close(value, expected.value, rtol=PROMISE)
+    for name, gradient in zip(("logits", "row_weights", "class_weights"), gradients, strict=True):
+        assert_close(
+            gradient,
+            expected.gradient[name],
+            rtol=PROMISE,
+            scale=expected.scale[name],
+            err_msg=name,
+        )
+
+
+def test_axis_name_over_nothing():
+    """A mean over devices that hold no weight is 0."""
+    loss = jax.shard_map(
+        lambda z, y: jxent.cross_entropy(z, y, ignore_index=-100, axis_name="data"),
+        mesh=devices(SHARDS),
+        in_specs=(P("data"), P("data")),
+        out_specs=P(),
+    )
+    z, y = jnp.asarray(Z, jnp.float32), jnp.full(ROWS, -100)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(z, y)
+    assert value == 0
+    assert np.all(np.asarray(gradient) == 0)
+
+
+def test_normalizer_over_devices():
+    """normalizer = psum of label_weights, and a sum of what the devices have, is the whole mean."""
+
+    def loss(z: Any, y: Any, w: Any) -> Any:
+        mine = jxent.label_weights(y, ignore_index=-100, row_weights=w)
+        total = jax.lax.psum(jnp.sum(mine), "data")
+        part = jxent.cross_entropy(z, y, ignore_index=-100, row_weights=w, normalizer=total)
+        return jax.lax.psum(part, "data")
+
+    run = jax.shard_map(
+        loss, mesh=devices(SHARDS), in_specs=(P("data"), P("data"), P("data")), out_specs=P()
+    )
+    z, w = jnp.asarray(Z, jnp.float32), jnp.asarray(WEIGHTS, jnp.float32)
+    value, gradient = jax.jit(jax.value_and_grad(run))(z, jnp.asarray(Y), w)
+    expected = oracle.cross_entropy(Z, Y, ignore_index=-100, row_weights=WEIGHTS)
+    assert_close(value, expected.value, rtol=PROMISE)
+    assert_close(
+        gradient, expected.gradient["logits"], rtol=PROMISE, scale=expected.scale["logits"]
+    )
