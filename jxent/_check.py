@@ -50,7 +50,7 @@ def concrete(x: Any) -> np.ndarray | None:
     if isinstance(x, jax.core.Tracer):
         return None
     if isinstance(x, jax.Array):
-        if not x.is_fully_addressable or jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):
+        if not x.is_fully_addressable or jnp.issubdtype(x.dtype, jax.dtypes.extended):
             return None
         return np.asarray(x)
     return np.asarray(x)

@@ -10,11 +10,10 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 def enable_x64() -> AbstractContextManager[Any]:
     """A context in which float64 exists."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    from jax.experimental import enable_x64 as experimental_enable_x64
-
-    return experimental_enable_x64()
+    enable: Callable[[bool], AbstractContextManager[Any]] | None
+    enable = getattr(jax, "enable_x64", None) or getattr(jax.experimental, "enable_x64", None)
+    assert enable is not None
+    return enable(True)
 
 
 def separate_traces(name: str) -> AbstractContextManager[Any]:
@@ -39,13 +38,17 @@ def vary_alike(*arrays: jax.Array | None) -> tuple[Any, ...]:
     they do so of themselves, and JAX sums a replicated parameter's cotangent over the mesh.
     """
     axes = frozenset[str]().union(*(_varying(x) for x in arrays if x is not None))
-    cast: Callable[..., jax.Array] | None = getattr(jax.lax, "pcast", None)
+    pcast: Callable[..., jax.Array] | None = getattr(jax.lax, "pcast", None)
+    pvary: Callable[..., jax.Array] | None = getattr(jax.lax, "pvary", None)
 
     def alike(x: jax.Array | None) -> jax.Array | None:
         missing = () if x is None else tuple(axes - _varying(x))
         if x is None or not missing:
             return x
-        return cast(x, missing, to="varying") if cast else jax.lax.pvary(x, missing)
+        if pcast is not None:
+            return pcast(x, missing, to="varying")
+        assert pvary is not None
+        return pvary(x, missing)
 
     return tuple(alike(x) for x in arrays)
 

@@ -100,8 +100,7 @@ def row_weight(
     w = _product(row_weights, class_weight)
     if isinstance(w, jax.Array):
         return w
-    full = jnp.full(rows, w, dtype)
-    return full if kept is None else kept.astype(dtype)
+    return jnp.ones(rows, dtype) if kept is None else kept.astype(dtype)
 
 
 def only(kept: RowMask | None, x: PerRow | None) -> PerRow | None:

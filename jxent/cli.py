@@ -2,6 +2,7 @@
 
     python -m jxent [train]    train two classifiers and say which has the lower cross-entropy
     python -m jxent check      only the gradient check
+    python -m jxent bench      time and memory of the dense losses beside optax's
 
 Exit codes: 0 done; 1 something failed or missed its bound; 2 a flag is wrong; 130 interrupted.
 A verb is one function that adds its parser, with the function to run.
@@ -13,17 +14,19 @@ import io
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 
-from jxent import demo, gradcheck
+from jxent import bench, demo, gradcheck
 
 PROGRAM = "python -m jxent"
 FAILED, BAD_FLAG, INTERRUPTED = 1, 2, 130
@@ -80,7 +83,7 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for add in (_add_train, _add_check):
+    for add in (_add_train, _add_check, _add_bench):
         add(verbs)
     return parser
 
@@ -152,13 +155,56 @@ def _check(options: argparse.Namespace) -> int:
     return _outcome(check)
 
 
+def _add_bench(verbs: Any) -> None:
+    words = "time and memory of the dense losses beside optax's, in one run"
+    parser = verbs.add_parser(
+        "bench", help=words, description=f"{words.capitalize()}.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_whole(1),
+        default=bench.ROUNDS,
+        metavar="N",
+        help="how often each contender runs in each case (default %(default)s)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+    parser.set_defaults(run=_bench)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    _need("rich")
+    from jxent import report
+
+    if options.json is not None:
+        _make_writable("--json", options.json, options.json)
+    console, versions, device = (
+        report.console(at_least=report.BENCHMARK_WIDTH),
+        _versions(),
+        _device(),
+    )
+    report.show_setting(console, versions, device)
+    cases = list(bench.cases())
+    results = []
+    with report.steps(console, "cases", len(cases)) as advance:
+        for case in cases:
+            results.extend(bench.measure(case, options.rounds))
+            advance()
+    report.show_benchmark(console, results)
+    if options.json is not None:
+        record = {"versions": versions, "device": device, "rounds": options.rounds}
+        record["results"] = [{**r._asdict(), "case": r.case._asdict()} for r in results]
+        options.json.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+        console.print(f"wrote {options.json}", markup=False)
+    return 0
+
+
 def _train(options: argparse.Namespace) -> int:
     _need("rich", "sklearn", "scipy", *(("matplotlib",) if options.out else ()))
     from jxent import report
 
     start = time.perf_counter()
     if options.out is not None:
-        _make_writable(options.out)
+        _make_writable("--out", options.out, options.out / CURVES, options.out / RESULTS)
     config = demo.Config(**{name: getattr(options, name) for name in demo.Config._fields})
     versions, device = _versions(), _device()
     try:
@@ -173,8 +219,8 @@ def _train(options: argparse.Namespace) -> int:
     report.show_data(console, config, data)
     names = [model.name for model in demo.MODELS]
     try:
-        with report.progress(console, names, config.epochs) as advance:
-            result = demo.run(config, data, on_epoch=advance)
+        with report.progress(console, names, config.epochs) as advance, _between(advance) as tick:
+            result = demo.run(config, data, on_epoch=tick)
     except demo.Disagreement as disagreement:
         raise Refused(str(disagreement)) from disagreement
     report.show_result(console, result)
@@ -190,6 +236,30 @@ def _train(options: argparse.Namespace) -> int:
     console.print(f"\n{seconds:.1f} s")
     report.show_verdict(console, result)
     return _outcome(check)
+
+
+@contextmanager
+def _between(advance: Callable[[str, demo.Epoch], None]) -> Iterator[Any]:
+    """`advance`, which an interrupt ends after the epoch in which it came.
+
+    JAX runs Python callbacks of its own; a KeyboardInterrupt raised inside one is lost.
+    """
+    interrupts: list[int] = []
+
+    def tick(name: str, epoch: demo.Epoch) -> None:
+        if interrupts:
+            raise KeyboardInterrupt
+        advance(name, epoch)
+
+    default = signal.default_int_handler
+    if signal.getsignal(signal.SIGINT) is not default:  # someone decided otherwise: nohup, say
+        yield tick
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+    try:
+        yield tick
+    finally:
+        signal.signal(signal.SIGINT, default)
 
 
 def _outcome(check: gradcheck.GradientCheck) -> int:
@@ -232,17 +302,17 @@ def _need(*modules: str) -> None:
         raise Refused(f"needs: pip install 'jxent[demo]' (missing: {', '.join(missing)})")
 
 
-def _make_writable(out: Path) -> None:
-    """Make the directory, and find out now whether the files can be written."""
+def _make_writable(flag: str, given: Path, *files: Path) -> None:
+    """Make the directory of the files, and find out now whether they can be written."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-        for path in (out / CURVES, out / RESULTS):
+        for path in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
             if path.exists():
                 path.open("ab").close()
     except OSError as error:
-        raise Refused(f"--out {out}: cannot write there: {error}", BAD_FLAG) from error
+        raise Refused(f"{flag} {given}: cannot write there: {error}", BAD_FLAG) from error
 
 
 def _versions() -> dict[str, str]:

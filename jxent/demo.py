@@ -62,11 +62,15 @@ class Epoch(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """A trained model on held-out rows: the losses [N] in nats, and what they come to."""
+    """A trained model on held-out rows: the losses [N] in nats, and what they come to.
+
+    `clipped` rows have a p_y below the float64 epsilon, which scikit-learn raises to it.
+    """
 
     rows: np.ndarray
     log_loss: float
     sklearn_log_loss: float
+    clipped: int
     accuracy: float
     perplexity: float
 
@@ -246,9 +250,8 @@ def evaluate(model: Model, params: Params, data: Data) -> Evaluation:
     rows = row_losses(logits, data.held_out_labels)
     z = np.asarray(logits, np.float64)
     p = softmax(z, axis=-1)
-    # scikit-learn clips probabilities at the float64 epsilon; the comparison has to do the same.
-    eps = np.finfo(np.float64).eps
-    clipped = np.minimum(rows, -np.log(eps))
+    most = -np.log(np.finfo(np.float64).eps)
+    clipped = np.minimum(rows, most)
     theirs = float(log_loss(data.held_out_labels, p, labels=np.arange(data.classes)))
     if not abs(clipped.mean() - theirs) <= AGREEMENT:
         raise Disagreement(
@@ -259,6 +262,7 @@ def evaluate(model: Model, params: Params, data: Data) -> Evaluation:
         rows=rows,
         log_loss=float(rows.mean()),
         sklearn_log_loss=theirs,
+        clipped=int(np.sum(rows > most)),
         accuracy=float(np.mean(z.argmax(axis=-1) == data.held_out_labels)),
         perplexity=float(np.exp(rows.mean())),
     )

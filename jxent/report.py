@@ -1,6 +1,6 @@
 """What the command line shows: tables, progress bars, the verdict in words, the picture."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from jxent import demo, gradcheck
+from jxent import bench, demo, gradcheck
 
 COLOURS = ("#0072B2", "#D55E00")  # told apart by colour-blind readers too
 SCIENTIFIC_FROM = 1e4
+BENCHMARK_WIDTH = 125
 
 
-def console() -> Console:
-    """Standard output; numbers keep their colour, lines their length."""
-    return Console(highlight=False, soft_wrap=True)
+def console(at_least: int = 0) -> Console:
+    """Standard output; numbers keep their colour, lines their length, wide tables their columns."""
+    to = Console(highlight=False, soft_wrap=True)
+    to.width = max(to.width, at_least)
+    return to
 
 
 def show_setting(to: Console, versions: dict[str, str], device: str) -> None:
@@ -83,6 +86,39 @@ def progress(to: Console, names: Sequence[str], epochs: int) -> Iterator[Any]:
         yield advance
 
 
+@contextmanager
+def steps(to: Console, name: str, total: int) -> Iterator[Callable[[], None]]:
+    """One bar; yields `advance()`."""
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
+    with Progress(*columns, console=to) as bars:
+        task = bars.add_task(name, total=total)
+        yield lambda: bars.advance(task)
+
+
+def show_benchmark(to: Console, results: Sequence[bench.Result]) -> None:
+    """Every contender beside optax in the same case."""
+    to.print(
+        "\n[bold]Dense losses[/bold], medians; ratios to optax in the same round, with quartiles"
+    )
+    table = Table("logits", "rows", "program", "contender", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("ms", "time / optax", "temporary MB", "loss error", "gradient error"):
+        table.add_column(column, justify="right")
+    for r in results:
+        table.add_row(
+            f"{r.case.dtype} {r.case.rows}×{r.case.classes}",
+            r.case.kind,
+            "loss and gradient" if r.case.gradient else "loss",
+            r.contender,
+            f"{r.milliseconds:.1f}",
+            f"{r.ratio:.2f} ({r.ratio_low:.2f}–{r.ratio_high:.2f})",
+            f"{r.temporary_bytes / 1e6:.1f}",
+            f"{r.loss_error:.0e}",
+            f"{r.gradient_error:.0e}" if r.case.gradient else "",
+        )
+    to.print(table)
+    to.print("errors: relative to float64, of the mean loss and of the labels' gradient; 1 is a 0")
+
+
 def show_result(to: Console, result: demo.Result) -> None:
     """Held-out figures of every model."""
     to.print("\n[bold]Held out[/bold], unweighted and unsmoothed")
@@ -98,6 +134,11 @@ def show_result(to: Console, result: demo.Result) -> None:
             f"{e.perplexity:.4f}",
         )
     to.print(table)
+    for name, e in result.evaluations.items():
+        if e.clipped:
+            to.print(
+                f"{name}: scikit-learn raises p_y to 2.2e-16 in {e.clipped} rows, jxent does not"
+            )
     to.print(f"knowing only how frequent each class is: {result.guess:.6f} nats")
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jxent
 import numpy as np
 import oracle
+
+import jxent
 
 Arguments = dict[str, Any]
 
@@ -182,4 +183,17 @@ TRAINING_LOSSES: dict[str, Case] = {
     for targets in ("labels", "distributions")
     for name, options in _options.items()
     for reduction in ("mean", "none")
+    if reduction == "mean" or name in ("rows kept", "everything")
 }
+
+# One of each family: what the longer suites run every time; the rest is behind their marker.
+OFTEN = (
+    "labels, classes kept",
+    "distributions, classes kept",
+    "focal",
+    "poly",
+    "kl",
+    "sigmoid focal",
+    "labels, everything, mean",
+    "distributions, everything, none",
+)

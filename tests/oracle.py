@@ -1,4 +1,4 @@
-"""What every loss should be: float64 NumPy, written from the mathematics, importing nothing of jxent.
+"""What every loss should be: float64 NumPy, written from the mathematics, free of jxent and JAX.
 
 A row of logits z over the kept classes, with a target row T ≥ 0 (labels are one-hot, smoothing and
 class weights are in T), is
@@ -195,7 +195,9 @@ def cross_entropy(
     total_t = np.where(mask, t, 0.0).sum(-1)
     safe = np.where(total_t == 0, 1, total_t)
     c_bar = np.where(total_t == 0, 0, (c * t).sum(-1) / safe)
-    dc_bar_dt = np.where(mask & (total_t != 0)[..., None], (c - c_bar[..., None]) / safe[..., None], 0)
+    dc_bar_dt = np.where(
+        mask & (total_t != 0)[..., None], (c - c_bar[..., None]) / safe[..., None], 0
+    )
     dc_bar_dt_scale = np.where(mask, (np.abs(c) + np.abs(c_bar)[..., None]) / safe[..., None], 0)
     dc_bar_dc = np.where(mask & (total_t != 0)[..., None], t / safe[..., None], 0)
     if class_weights is None:
@@ -288,7 +290,9 @@ def _over_axis(fn: Any, axis: Axis, logits: Any, targets: Any, where: Any, **opt
     )
 
     def back(by_name: dict[str, Array]) -> dict[str, Array]:
-        full = ("logits", "log_predictions") + (("targets", "labels", "log_targets") if soft else ())
+        full = ("logits", "log_predictions") + (
+            ("targets", "labels", "log_targets") if soft else ()
+        )
         return {k: classes_back(v, axis, shape) if k in full else v for k, v in by_name.items()}
 
     return Loss(out.value, back(out.gradient), back(out.scale))
@@ -298,9 +302,7 @@ def softmax_cross_entropy(
     logits: Any, targets: Any, axis: Axis = -1, where: Any = None, **options: Any
 ) -> Loss:
     """Rows over any class axes, for labels and for distributions."""
-    return _over_axis(
-        cross_entropy, axis, logits, targets, where, reduction="none", **options
-    )
+    return _over_axis(cross_entropy, axis, logits, targets, where, reduction="none", **options)
 
 
 def _rows_only(where: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
@@ -567,6 +569,7 @@ def sigmoid_focal_loss(
     }
     scale = {
         "value": np.abs(value),
-        "logits": np.abs(g * A) * (power * ((1 - y) * p + y * q) + times(ce * np.abs(du_dx), slope)),
+        "logits": np.abs(g * A)
+        * (power * ((1 - y) * p + y * q) + times(ce * np.abs(du_dx), slope)),
     }
     return Loss(value, gradient, scale)

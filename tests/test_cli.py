@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import signal
 import subprocess
 import sys
 
@@ -180,6 +181,22 @@ def test_a_denied_log_loss_fails(monkeypatch, capsys):
     code, line = refused(capsys, *QUICK)
     assert code == cli.FAILED
     assert "expected scikit-learn's" in line
+
+
+def test_an_interrupt_ends_training_after_its_epoch(monkeypatch, capsys):
+    epochs = []
+    row_losses = demo.row_losses
+
+    def interrupting(*args):
+        epochs.append(len(epochs))
+        signal.raise_signal(signal.SIGINT)
+        return row_losses(*args)
+
+    monkeypatch.setattr(demo, "row_losses", interrupting)
+    code, line = refused(capsys, *QUICK)
+    assert code == cli.INTERRUPTED and line.endswith("interrupted")
+    assert epochs == [0]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_interrupting_is_one_line(monkeypatch, capsys):

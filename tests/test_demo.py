@@ -129,6 +129,7 @@ def test_rows_that_scikit_learn_clips_are_reported_unclipped(iris):
     wrong = np.mean(iris.held_out_labels != 0)
     assert evaluation.log_loss == pytest.approx(100 * wrong)
     assert evaluation.sklearn_log_loss == pytest.approx(-np.log(2**-52) * wrong)
+    assert evaluation.clipped == np.sum(iris.held_out_labels != 0)
 
 
 def test_a_log_loss_that_scikit_learn_denies_is_refused(iris, monkeypatch):

@@ -4,14 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jxent
 import numpy as np
 import oracle
 import pytest
-from cases import ROW_LOSSES, TRAINING_LOSSES, Case, cast, value_and_gradients
-from compare import assert_close, enable_x64, f64, relaxed
+from cases import OFTEN, ROW_LOSSES, TRAINING_LOSSES, Case, cast, value_and_gradients
+from compare import assert_close, enable_x64, f64
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import jxent
 
 # The promise for everything that is not a plain row: this share of the sum of its absolute terms.
 PROMISE = {"float32": 1e-5, "bfloat16": 1e-5, "float16": 1e-5, "float64": 1e-13}
@@ -130,7 +131,7 @@ def calls(draw: st.DrawFn, dtypes: tuple[str, ...]) -> tuple[dict[str, Any], Any
 UP_TO_FLOAT32 = ("float32", "bfloat16", "float16")
 
 
-@settings(max_examples=120)
+@settings(max_examples=80)
 @given(calls(UP_TO_FLOAT32))
 def test_cross_entropy(call):
     check(jxent.cross_entropy, *call, cancels=True)
@@ -143,7 +144,7 @@ def test_cross_entropy_deep(call):
     check(jxent.cross_entropy, *call, cancels=True)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_cross_entropy_float64(data):
     with enable_x64():
@@ -160,8 +161,11 @@ def test_training_losses(name):
 G = np.random.default_rng(1).standard_normal(4).astype(np.float32)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", ROW_LOSSES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, "float32") for name in ROW_LOSSES]
+    + [(name, half) for name in OFTEN for half in ("bfloat16", "float16") if name in ROW_LOSSES],
+)
 def test_row_losses(name, dtype):
     case = ROW_LOSSES[name]
     g = np.random.default_rng(1).standard_normal(case.shape).astype(np.float32)
@@ -218,7 +222,7 @@ def row_calls(draw: st.DrawFn) -> tuple[Any, dict[str, Any], Any]:
     return fn, arguments, np.asarray(rng.standard_normal(rows), np.float32)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(row_calls())
 def test_axes(call):
     check(*call, cancels=True)
@@ -262,7 +266,7 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 @pytest.mark.parametrize("targets", [Y, T], ids=["labels", "distributions"])
-@pytest.mark.parametrize("shift", [-3.0, 64.0])
+@pytest.mark.parametrize("shift", [64.0])
 def test_shift_invariance(shift, targets):
     """Exactly representable shifts change nothing but lse."""
     options = {k: v for k, v in EVERY_OPTION.items() if k not in ("z_loss", "logit_softcap")}
@@ -306,10 +310,12 @@ def test_weights_of_one_are_none(targets, reduction):
     options = dict(label_smoothing=0.1, z_loss=0.01, reduction=reduction)
     ones = dict(class_weights=jnp.ones(5), row_weights=jnp.ones(6), where=jnp.ones(6, bool))
     masked = {**ones, "where": jnp.ones((6, 5), bool)}
-    assert_same(loss_and_gradient(Z, targets, **options, **ones),
-                loss_and_gradient(Z, targets, **options))
-    assert_same(loss_and_gradient(Z, targets, **options, **masked),
-                loss_and_gradient(Z, targets, **options))
+    assert_same(
+        loss_and_gradient(Z, targets, **options, **ones), loss_and_gradient(Z, targets, **options)
+    )
+    assert_same(
+        loss_and_gradient(Z, targets, **options, **masked), loss_and_gradient(Z, targets, **options)
+    )
 
 
 @pytest.mark.parametrize(
@@ -337,13 +343,13 @@ def test_ways_to_drop_rows(options, reduction):
     wanted[rows] = gradient
     ignored = jnp.where(KEPT, Y, -100)
     mask = jnp.broadcast_to(KEPT[:, None], Z.shape)
-    for given in (
+    for dropped in (
         loss_and_gradient(Z, Y, where=KEPT, **options),
         loss_and_gradient(Z, ignored, ignore_index=-100, **options),
         loss_and_gradient(Z, Y, where=mask, **options),
         loss_and_gradient(Z, ignored, where=KEPT, **options),
     ):
-        assert_same(given, (loss, wanted))
+        assert_same(dropped, (loss, wanted))
 
 
 def test_excluded_classes_are_not_there():
@@ -382,7 +388,9 @@ def test_label_smoothing_mixes():
 
 @pytest.mark.parametrize("weights", ["none", "class", "row", "both"])
 @pytest.mark.parametrize("ignore_index", [None, 1])
-@pytest.mark.parametrize("where", [None, KEPT, KEPT[:, None] & (T > 0)], ids=["all", "rows", "classes"])
+@pytest.mark.parametrize(
+    "where", [None, KEPT, KEPT[:, None] & (T > 0)], ids=["all", "rows", "classes"]
+)
 def test_label_weights(where, ignore_index, weights):
     options: dict[str, Any] = dict(where=where, ignore_index=ignore_index)
     if weights in ("class", "both"):
@@ -392,8 +400,9 @@ def test_label_weights(where, ignore_index, weights):
     given = jxent.label_weights(Y, **options)
     assert given.dtype == jnp.float32
     assert_close(given, oracle.label_weights(Y, **options), rtol=2e-7)
-    mean, total = (jxent.cross_entropy(Z, Y, reduction=r, **options) for r in ("mean", "sum"))
-    assert_close(mean * jnp.sum(given), total, rtol=4e-7)
+    if weights == "both":
+        mean, total = (loss_and_gradient(Z, Y, reduction=r, **options)[0] for r in ("mean", "sum"))
+        assert_close(mean * jnp.sum(given), total, rtol=4e-7)
 
 
 def test_label_weights_gradient():

@@ -7,7 +7,7 @@ from jxent import demo, report
 
 
 def result_of(mean: float, low: float, high: float) -> demo.Result:
-    evaluation = demo.Evaluation(np.ones(38), 1.0, 1.0, 0.5, np.e)
+    evaluation = demo.Evaluation(np.ones(38), 1.0, 1.0, 0, 0.5, np.e)
     return demo.Result(
         histories={},
         evaluations={"A": evaluation, "B": evaluation},

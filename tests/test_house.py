@@ -1,0 +1,175 @@
+"""The house in order: imports point down, every public name is documented and shown working."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import re
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jxent
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "jxent"
+README = (ROOT / "README.md").read_text()
+
+# DESIGN's map: what a file may import is in its own layer or below. A new file joins here.
+LAYERS = [
+    ["_typing", "_compat", "_check"],  # words
+    ["_product", "_rows", "_weights", "_reduce"],  # one row's mathematics
+    ["_dense"],  # the formula attached to JAX
+    ["losses", "softmax", "binary", "divergence", "testing"],  # what people call
+    ["gradcheck", "bench", "demo", "report", "cli", "__main__"],  # programs
+]
+LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+def imported(path: Path, package: str) -> set[str]:
+    """The package's modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+    return {name.split(".")[1] for name in found if name.startswith(f"{package}.")}
+
+
+IMPORTS = {
+    name: imported(PACKAGE / f"{name}.py", "jxent") & set(MODULES)
+    for name in MODULES
+    if name != "__init__"
+}
+
+
+def test_every_file_has_a_layer():
+    assert set(IMPORTS) == set(LAYER)
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_imports_point_down(name):
+    up = {other for other in IMPORTS[name] if LAYER[other] > LAYER[name]}
+    assert not up, f"{name} imports {sorted(up)} from a layer above"
+
+
+def test_imports_have_no_cycles():
+    def walk(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " → ".join((*above, name))
+        for other in IMPORTS[name]:
+            walk(other, (*above, name))
+
+    for name in IMPORTS:
+        walk(name, ())
+
+
+def test_the_oracle_is_independent():
+    tree = ast.parse((ROOT / "tests" / "oracle.py").read_text())
+    names = {
+        alias.name if isinstance(node, ast.Import) else node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert not {name for name in names if name.split(".")[0] in ("jax", "jxent", "optax", "tests")}
+
+
+def re_exported() -> list[str]:
+    """The names that jxent/__init__.py imports, each as itself."""
+    names = []
+    for node in ast.parse((PACKAGE / "__init__.py").read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                assert alias.asname == alias.name, f"{alias.name} is not imported as itself"
+                names.append(alias.name)
+    return names
+
+
+def test_public_names():
+    """`__all__` is what __init__ imports, no more and no less."""
+    assert sorted(jxent.__all__) == sorted(re_exported())
+    assert len(set(jxent.__all__)) == len(jxent.__all__)
+
+
+def public_functions() -> dict[str, Callable[..., Any]]:
+    """Every public function by its path, those of the public namespaces as well."""
+    found: dict[str, Callable[..., Any]] = {}
+    for name in jxent.__all__:
+        value = getattr(jxent, name)
+        if not isinstance(value, types.ModuleType):
+            found[f"jxent.{name}"] = value
+            continue
+        for inner, member in vars(value).items():
+            own = getattr(member, "__module__", None) == value.__name__
+            if own and callable(member) and not inner.startswith("_"):
+                found[f"jxent.{name}.{inner}"] = member
+    return found
+
+
+PUBLIC = public_functions()
+
+
+def test_there_is_something_public():
+    assert len(PUBLIC) >= 13
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_are_in_the_readme(name):
+    assert re.search(rf"\b{re.escape(name.removeprefix('jxent.'))}\b", README)
+
+
+def test_names_in_the_readme_exist():
+    for path in set(re.findall(r"\bjxent((?:\.[A-Za-z]\w*)+)", README)):
+        value: Any = jxent
+        for name in path.split(".")[1:]:
+            assert hasattr(value, name), f"README: jxent{path}"
+            value = getattr(value, name)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_names_are_in_the_package_docstring(name):
+    assert re.search(rf"\b{name.split('.')[-1]}\b", jxent.__doc__ or "")
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_docstrings_have_every_section(name):
+    doc = inspect.getdoc(PUBLIC[name]) or ""
+    returns = inspect.signature(PUBLIC[name]).return_annotation is not None
+    wanted = ["Args:", "Raises:", "Saved for the backward pass:", "Example:", "Source:"]
+    for section in wanted + ["Returns:"] * returns:
+        assert re.search(rf"^{section}", doc, re.MULTILINE), f"{name} has no {section}"
+    arguments = doc[doc.index("Args:") :]
+    for parameter in inspect.signature(PUBLIC[name]).parameters:
+        assert re.search(rf"\b{parameter}\b", arguments), f"{name} does not say what {parameter} is"
+
+
+def run_doctests(name: str, value: Any, globs: dict[str, Any]) -> int:
+    """Run what a docstring shows; the number of its examples."""
+    said: list[str] = []
+    runner = doctest.DocTestRunner(verbose=False)
+    count = 0
+    for test in doctest.DocTestFinder(recurse=False).find(value, name, globs=globs):
+        runner.run(test, out=said.append)
+        count += len(test.examples)
+    assert not runner.failures, "".join(said)
+    return count
+
+
+@pytest.mark.relaxed
+@pytest.mark.parametrize("name", PUBLIC)
+def test_doctests(name):
+    assert run_doctests(name, PUBLIC[name], {}) > 0, f"{name} has no doctest"
+
+
+@pytest.mark.relaxed
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "__main__"])
+def test_module_docstrings(name):
+    module = importlib.import_module("jxent" if name == "__init__" else f"jxent.{name}")
+    assert module.__doc__
+    run_doctests(module.__name__, module, {})
