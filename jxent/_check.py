@@ -244,14 +244,14 @@ def one_axis(fn: str, name: str, x: ArrayLike) -> tuple[int]:
 
 
 def weights(fn: str, name: str, x: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
-    """Optional numbers of one exact shape."""
+    """Optional numbers of one exact shape, as floats."""
     if x is None:
         return None
     if not (_is(x, jnp.floating) or _is(x, jnp.integer)):
         raise TypeError(f"{fn}: `{name}` must be numbers, got {_came(x)}")
     if shape_of(x) != shape:
         raise ValueError(f"{fn}: `{name}` must have shape {list(shape)}, got {_came(x)}")
-    return jnp.asarray(x)
+    return jnp.asarray(x) if _is(x, jnp.floating) else jnp.asarray(x).astype(jnp.float32)
 
 
 def _static(fn: str, name: str, x: Any) -> float:

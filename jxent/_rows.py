@@ -36,10 +36,17 @@ from jxent._typing import Distribution, Labels, Logits, PerRow
 # Below this Σ exp(z − m) the 1 of the maximum itself has swallowed digits of the rest.
 _CONFIDENT = 2.0
 
-# Below this rest, terms that exp flushes to 0 (from d = −87) would have told in it.
+# Below this S, terms that exp flushes to 0 (from d = −87) would have told in it.
 _FAINT = 1e-25
 _RAISE = 2.0**64
 _FAR = 44.0
+
+
+def _row_sum(x: Float[Array, "*n V"]) -> PerRow:
+    """Σ_v x_v; for one row as a product, since XLA:CPU adds up a lone row one by one."""
+    if x.size > x.shape[-1]:
+        return jnp.sum(x, axis=-1)
+    return jnp.dot(x, jnp.ones(x.shape[-1], x.dtype), precision=lax.Precision.HIGHEST)
 
 
 def _raised_exp(d: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
@@ -77,21 +84,20 @@ def statistics(z: Logits, dtype: jnp.dtype) -> Statistics:
     def fused() -> PerRow:
         # XLA:CPU fuses a plain row sum; a mask inside it costs five times as much.  So the rest
         # is summed by signs, only when some row needs it, and the ties are what is missing.
-        total = jnp.sum(jnp.exp(d()), axis=-1)
+        total = _row_sum(jnp.exp(d()))
 
         def exact() -> PerRow:
-            rest = jnp.sum(-jnp.sign(d()) * jnp.exp(d()), axis=-1)
+            rest = _row_sum(-jnp.sign(d()) * jnp.exp(d()))
             ties = jnp.round(total - rest)
-            faint = rest < _FAINT
+            return jnp.where(total < _CONFIDENT, rest + (ties - 1), total - 1)
 
-            def raised() -> PerRow:
-                terms = -jnp.sign(d()) * _raised_exp(d())
-                return jnp.where(faint, jnp.sum(terms, axis=-1) / _RAISE, rest)
+        S = lax.cond(jnp.any(total < _CONFIDENT), exact, lambda: total - 1)
 
-            seen = lax.cond(jnp.any(faint), raised, lambda: rest)
-            return jnp.where(total < _CONFIDENT, seen + (ties - 1), total - 1)
+        def raised() -> PerRow:
+            rest = _row_sum(-jnp.sign(d()) * _raised_exp(d())) / _RAISE
+            return jnp.where(S < _FAINT, rest, S)
 
-        return lax.cond(jnp.any(total < _CONFIDENT), exact, lambda: total - 1)
+        return lax.cond(jnp.any(S < _FAINT), raised, lambda: S)
 
     return Statistics(m, lax.platform_dependent(cpu=fused, default=masked))
 
@@ -116,7 +122,7 @@ def weighted_nll(w: Float[Array, "*#n V"], z: Logits, stats: Statistics) -> PerR
     zero_only = 1 - jnp.abs(w) * jnp.asarray(jnp.finfo(z.dtype).max, z.dtype)
     ceiling = 1 / jnp.maximum(zero_only, 0) - 1
     m = lax.optimization_barrier(stats.m)  # a broadcast shared with `statistics` would be stored
-    below = jnp.sum(w * jnp.minimum(m[..., None] - z, ceiling), axis=-1)
+    below = _row_sum(w * jnp.minimum(m[..., None] - z, ceiling))
     return below + scale(jnp.sum(w, axis=-1), jnp.log1p(stats.S))
 
 

@@ -13,7 +13,7 @@ are kept.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +145,7 @@ def _kl_divergence(
     if counts is not None:
         valid = valid | ~jnp.broadcast_to(counts, q.shape)
     _check.traced_entries("kl_divergence", "targets", t, valid, "must not be negative")
-    return _rows(_cost, lambda t: (t >= 0) & (t < jnp.inf), 0.0, axes, q, t, counts)
+    return _rows(_TARGETS, axes, q, t, counts)
 
 
 @partial(jax.jit, static_argnames=("axes",), inline=True)
@@ -156,37 +156,62 @@ def _kl_divergence_with_log_targets(
     *,
     axes: tuple[int, ...],
 ) -> Float[Array, "..."]:
-    return _rows(partial(_log_cost, 0), lambda r: r < jnp.inf, -jnp.inf, axes, q, r, counts)
+    return _rows(_LOG_TARGETS, axes, q, r, counts)
+
+
+class _Form(NamedTuple):
+    """One of the two ways to give a target: the formula of its cost and of both slopes."""
+
+    cost: Callable[[Each, Each], Each]
+    mass: Callable[[Each], Each]  # −∂cost/∂q
+    slope: Callable[[Each, Each], Each]  # ∂cost/∂target
+    nothing: float  # the target that costs nothing
 
 
 def _rows(
-    cost: Callable[[Each, Each], Each],
-    valid: Callable[[Each], Bool[Array, "*s"]],
-    nothing: float,
+    form: _Form,
     axes: tuple[int, ...],
     q: Each,
     t: Float[Array, "..."],
     counts: Bool[Array, "..."] | None,
 ) -> Float[Array, "..."]:
-    """Σ cost over the axes, NaN where something that counts is not valid.
-
-    `nothing` is a target that costs nothing, to put where nothing counts.
-    """
+    """Σ cost over the axes, of what counts."""
 
     @partial(jax.checkpoint, prevent_cse=False)
     def rows(q: Array, t: Array, counts: Array | None) -> Array:
         dtype = np.promote_types(q.dtype, np.float32)
         q, t = q.astype(dtype), jnp.broadcast_to(t.astype(dtype), q.shape)
-        counted = True if counts is None else jnp.broadcast_to(counts, q.shape)
-        fault = jnp.any(~(valid(t) & (q < jnp.inf)) & counted, axis=axes, keepdims=True)
-        # Added to both, so that every derivative in the row is NaN too.
-        poison = jnp.broadcast_to(jnp.where(fault, jnp.asarray(jnp.nan, dtype), 0), q.shape)
-        q, t = q + poison, t + poison
         if counts is not None:
-            q, t = jnp.where(counted, q, 0), jnp.where(counted, t, nothing)
-        return jnp.sum(cost(q, t), axis=axes)
+            counts = jnp.broadcast_to(counts, q.shape)
+            q, t = jnp.where(counts, q, 0), jnp.where(counts, t, form.nothing)
+        return _sum(form, axes, q, t)
 
     return rows(*vary_alike(q, t, counts))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _sum(form: _Form, axes: tuple[int, ...], q: Each, t: Each) -> Float[Array, "..."]:
+    """Σ cost over the axes; NaN when an entry is at fault."""
+    return jnp.sum(form.cost(q, t), axis=axes)
+
+
+def _sum_jvp(
+    form: _Form, axes: tuple[int, ...], primals: Tangents, tangents: Tangents
+) -> tuple[Array, Array]:
+    (q, t), (q_dot, t_dot) = primals, tangents
+    out = _sum(form, axes, q, t)
+    # Factors, not terms: a row at fault then has NaN for all its derivatives, of any order.
+    sound = jnp.where(jnp.isnan(out), out, 1)
+    sound = jnp.broadcast_to(jnp.expand_dims(sound, axes), q.shape)
+    out_dot = jnp.zeros_like(q)
+    if not isinstance(q_dot, SymbolicZero):
+        out_dot = out_dot - sound * form.mass(t) * q_dot
+    if not isinstance(t_dot, SymbolicZero):
+        out_dot = out_dot + sound * form.slope(q, t) * t_dot
+    return out, jnp.sum(out_dot, axis=axes)
+
+
+_sum.defjvp(_sum_jvp, symbolic_zeros=True)
 
 
 def _finite(x: Each) -> Each:
@@ -194,24 +219,15 @@ def _finite(x: Each) -> Each:
     return jnp.where(jnp.isinf(x), jnp.sign(x) * jnp.finfo(x.dtype).max, x)
 
 
-@jax.custom_jvp
+def _unless_at_fault(q: Each, t: Each, cost: Each) -> Each:
+    """NaN where an argument is NaN or +∞; a negative target has a NaN logarithm of its own."""
+    return jnp.where((q < jnp.inf) & (t < jnp.inf), cost, jnp.nan)
+
+
 def _cost(q: Each, t: Each) -> Each:
     """t (log t − q), 0 where t = 0."""
-    return jnp.where(t == 0, jnp.zeros_like(q), t * (jnp.log(t) - q))
-
-
-def _cost_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
-    (q, t), (q_dot, t_dot) = primals, tangents
-    out = _cost(q, t)
-    out_dot = jnp.zeros_like(out)
-    if not isinstance(q_dot, SymbolicZero):
-        out_dot = out_dot - t * q_dot
-    if not isinstance(t_dot, SymbolicZero):
-        out_dot = out_dot + _slope(q, t) * t_dot
-    return out, out_dot
-
-
-_cost.defjvp(_cost_jvp, symbolic_zeros=True)
+    some = jnp.where(t == 0, jnp.zeros_like(q), t * (jnp.log(t) - q))
+    return _unless_at_fault(q, t, some)
 
 
 @jax.custom_jvp
@@ -230,7 +246,7 @@ def _slope_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
 def _log_cost(n: int, q: Each, r: Each) -> Each:
     """e^r (r − q + n), the n-th derivative by r of the cost; 0 where r = −∞."""
     some = jnp.where(q == -jnp.inf, jnp.inf, jnp.exp(r) * (r - q + n))
-    return jnp.where(r == -jnp.inf, jnp.zeros_like(q), some)
+    return _unless_at_fault(q, r, jnp.where(r == -jnp.inf, jnp.zeros_like(q), some))
 
 
 def _log_cost_jvp(n: int, primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
@@ -240,8 +256,16 @@ def _log_cost_jvp(n: int, primals: Tangents, tangents: Tangents) -> tuple[Each, 
     if not isinstance(q_dot, SymbolicZero):
         out_dot = out_dot - jnp.exp(r) * q_dot
     if not isinstance(r_dot, SymbolicZero):
-        out_dot = out_dot + _finite(_log_cost(n + 1, q, r)) * r_dot
+        out_dot = out_dot + _log_slope(n, q, r) * r_dot
     return out, out_dot
 
 
 _log_cost.defjvp(_log_cost_jvp, symbolic_zeros=True)
+
+
+def _log_slope(n: int, q: Each, r: Each) -> Each:
+    return _finite(_log_cost(n + 1, q, r))
+
+
+_TARGETS = _Form(_cost, lambda t: t, _slope, nothing=0.0)
+_LOG_TARGETS = _Form(partial(_log_cost, 0), jnp.exp, partial(_log_slope, 0), nothing=-jnp.inf)

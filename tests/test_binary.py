@@ -208,7 +208,6 @@ rng = np.random.default_rng(7)
 X = (3 * rng.standard_normal((6, 4))).astype(np.float32)
 Y = {
     "soft": rng.random((6, 4)).astype(np.float32),
-    "hard": rng.integers(0, 2, (6, 4)).astype(np.float32),
     "integer": rng.integers(0, 2, (6, 4)),
     "boolean": rng.integers(0, 2, (6, 4)).astype(bool),
     "scalar": np.float32(1),
@@ -216,7 +215,6 @@ Y = {
 OPTAX = {
     "bce": (BCE, optax.sigmoid_binary_cross_entropy, {}),
     "focal": (FOCAL, optax.sigmoid_focal_loss, {}),
-    "focal, alpha": (FOCAL, optax.sigmoid_focal_loss, {"alpha": 0.25}),
     "focal, gamma": (FOCAL, optax.sigmoid_focal_loss, {"alpha": 0.7, "gamma": 1}),
 }
 
@@ -228,8 +226,7 @@ def close(a: Any, b: Any) -> None:
 @pytest.mark.parametrize(
     "name, labels",
     [(name, "soft") for name in OPTAX]
-    + [("bce", y) for y in Y if y != "soft"]
-    + [("focal, gamma", y) for y in ("boolean", "scalar")],
+    + [("bce", "integer"), ("focal, gamma", "boolean"), ("bce", "scalar")],
 )
 def test_optax(name, labels):
     ours, theirs, options = OPTAX[name]
@@ -560,21 +557,19 @@ def test_modes_agree(loss):
 def test_transformations(loss):
     fn, (x, y, *rest) = arguments_of(loss)
     total = lambda x: jnp.sum(fn(x, y, *rest) * X)
-    value, gradient = jax.jit(lambda x: (fn(x, y, *rest), jax.grad(total)(x)))(x)
-    close(jax.jit(fn)(x, y, *rest), value)
-    close(jax.vmap(lambda x, y: fn(x, y, *rest))(x, y), value)
-    at_column = lambda i: fn(x[:, i], y[:, i], *(a[i] if a.ndim else a for a in rest))
-    by_column = [at_column(i) for i in range(4)]
-    close(jnp.stack(by_column, axis=1), value)
-    close(jax.grad(jax.checkpoint(total))(x), gradient)
     either = lambda x: jax.lax.cond(x[0, 0] < 1e9, total, lambda x: 0.0, x)
-    close(jax.jit(jax.grad(either))(x), gradient)
 
     def scanned(x):
         step = lambda s, row: (s + jnp.sum(fn(row[0], row[1], *rest) * row[2]), None)
         return jax.lax.scan(step, jnp.float32(0), (x, y, jnp.asarray(X)))[0]
 
-    close(jax.jit(jax.value_and_grad(scanned))(x), (total(x), gradient))
+    mapped = lambda x: jnp.sum(jax.vmap(lambda x, y: fn(x, y, *rest))(x, y) * X)
+    by_columns = jax.vmap(fn, (1, 1, *(0 if a.ndim else None for a in rest)), 1)
+    forms = (total, either, scanned, mapped, lambda x: jnp.sum(by_columns(x, y, *rest) * X))
+    forms = (*forms, jax.checkpoint(total))
+    first, *others = jax.jit(lambda x: [jax.value_and_grad(form)(x) for form in forms])(x)
+    for other in others:
+        close(other, first)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
