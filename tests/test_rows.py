@@ -44,6 +44,7 @@ def leading(rows: int, classes: int, by: float) -> np.ndarray:
 
 CASES = {
     "ordinary": leading(64, 100, 0.5),
+    "sure": leading(64, 100, 9),
     "confident": leading(64, 100, 30),
     "faint": leading(64, 100, 77),
     "ties": np.round(leading(64, 100, 0) / 2),
@@ -52,7 +53,7 @@ CASES = {
     "lone, thousands equal": np.r_[np.float32(10), np.zeros(8191, np.float32)][None],
     "impossible classes": np.where(np.arange(100) < 50, -np.inf, leading(64, 100, 30)),
     # Its second largest is 1e-38 of the largest, where exp is flushed to 0, and told in 1e-34.
-    "flushed": np.float32([[87.5, 10.2, 0.0], [78.0, 0.0, -9.3]]),
+    "flushed": np.tile(np.float32([87.35, 11.0] + 98 * [0.0]), (64, 1)),
 }
 
 
