@@ -10,9 +10,8 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 def enable_x64() -> AbstractContextManager[Any]:
     """A context in which float64 exists."""
-    enable: Callable[[bool], AbstractContextManager[Any]] | None
-    enable = getattr(jax, "enable_x64", None) or getattr(jax.experimental, "enable_x64", None)
-    assert enable is not None
+    home = jax if hasattr(jax, "enable_x64") else jax.experimental
+    enable: Callable[[bool], AbstractContextManager[Any]] = getattr(home, "enable_x64")  # noqa: B009
     return enable(True)
 
 

@@ -27,11 +27,6 @@ with_weight = lambda x, y, w: BCE(x, y, pos_weight=w)
 with_both = lambda x, y, a, g: FOCAL(x, y, alpha=a, gamma=g)
 
 
-def _named(spec) -> str:
-    """A test's name that is the same in every process."""
-    return "-".join(str(getattr(part, "__name__", part)) for part in spec)
-
-
 each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 
@@ -144,17 +139,22 @@ def call(spec: tuple, seed: int, spread: float) -> tuple[Any, dict[str, Any], np
     return fn, arguments, np.asarray(rng.standard_normal(shape), np.float32)
 
 
+def named(spec: tuple) -> str:
+    """A test's name that is the same in every process."""
+    return "-".join(str(getattr(part, "__name__", part)) for part in spec)
+
+
 drawn = given(seed=st.integers(0, 2**16), spread=st.sampled_from([0.01, 1.0, 10.0, 60.0]))
 
 
-@pytest.mark.parametrize("spec", CALLS, ids=_named)
+@pytest.mark.parametrize("spec", CALLS, ids=named)
 @settings(max_examples=12)
 @drawn
 def test_oracle(spec, seed, spread):
     check(*call(spec, seed, spread))
 
 
-@pytest.mark.parametrize("spec", CALLS_IN_FLOAT64, ids=_named)
+@pytest.mark.parametrize("spec", CALLS_IN_FLOAT64, ids=named)
 @settings(max_examples=12)
 @drawn
 def test_oracle_float64(spec, seed, spread):
@@ -163,7 +163,7 @@ def test_oracle_float64(spec, seed, spread):
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("spec", CALLS, ids=_named)
+@pytest.mark.parametrize("spec", CALLS, ids=named)
 @settings(settings.get_profile("deep"))
 @drawn
 def test_oracle_deep(spec, seed, spread):
