@@ -152,7 +152,7 @@ def distribution(
 def soft_labels(fn: str, x: ArrayLike, z: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
     """Distributions or one-hot integers of the logits' shape, or one row [V] for all rows."""
     rows, one_for_all = z.shape[:-1], z.shape[-1:]
-    if is_integer(x) and shape_of(x) == rows and rows != one_for_all:
+    if is_integer(x) and shape_of(x) == rows and z.ndim > 1:
         raise ValueError(
             f"{fn}: `labels` must be distributions of the logits' shape {list(z.shape)}, got "
             f"{_came(x)}; for integer labels use softmax_cross_entropy_with_integer_labels"

@@ -153,7 +153,10 @@ def _slopes(z: Logits, targets: Targets, c: ClassWeights | None, mask, row: Row)
     else:
         target = _weighted_targets(targets, c, z)
     # ∂/∂t_v and ∂/∂c_v are nll_v; +∞ is told as the largest number, so that 0·∞ is 0 after it.
-    each = jnp.minimum(row.lse[..., None] - z, jnp.finfo(z.dtype).max)
+    # lse itself has lost the digits of log1p(S) beside a large m: it lends its derivative only.
+    m, S = lax.stop_gradient((row.m, row.S))
+    rest = jnp.log1p(S) + (row.lse - lax.stop_gradient(row.lse))
+    each = jnp.minimum((m[..., None] - z) + rest[..., None], jnp.finfo(z.dtype).max)
     each = each if mask is None else jnp.where(mask, each, 0)
     return _Slopes(p, target, _spread_weights(c, mask, z), each)
 
@@ -193,7 +196,7 @@ def _rows_jvp(options, primals, tangents):
     if c is not None and not isinstance(c_dot, SymbolicZero):
         c_dot = _spread_weights(c_dot, None, z)
         if not is_labels(targets):
-            nll_dot = nll_dot + total(c_dot * targets.astype(z.dtype) * each)
+            nll_dot = nll_dot + total(c_dot * _in_rows(kept, targets.astype(z.dtype)) * each)
         if options.spread:
             spread_dot = spread_dot + total(c_dot * each)
     return row, Row(nll_dot, lse_dot, spread_dot if options.spread else None, zero, zero)
@@ -274,7 +277,8 @@ def _bwd(options, saved, cotangents: Numbers):
     if c is not None:
         by_class = jnp.zeros_like(z) if dspread is None else dspread[..., None] * each
         if not is_labels(targets):
-            by_class = by_class + dnll[..., None] * targets.astype(z.dtype) * each
+            t = _in_rows(heard, targets.astype(z.dtype))
+            by_class = by_class + dnll[..., None] * t * each
         dc = jnp.sum(by_class, axis=tuple(range(z.ndim - 1))).astype(c.dtype)
     return du, dt, dc, None, None
 

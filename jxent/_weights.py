@@ -54,22 +54,32 @@ def kept_rows(targets: Targets, where: RowMask | None, ignore_index: int | None)
 
 
 def class_weight(
-    targets: Targets, class_weights: ClassWeights | None, dtype: jnp.dtype
+    targets: Targets,
+    class_weights: ClassWeights | None,
+    kept: RowMask | None,
+    mask: ClassMask | None,
 ) -> PerRow | None:
-    """c_y of each row, NaN for a label outside [0, V); for a distribution Σ c t / Σ t."""
+    """c_y of each row, NaN for a label outside [0, V); for a distribution Σ c t / Σ t.
+
+    0 in rows that are not kept, whatever they hold.
+    """
     if class_weights is None:
         return None
-    c = class_weights.astype(dtype)
+    c = class_weights
     if is_labels(targets):
         y = narrow(targets, c.shape[0])
         table = jnp.broadcast_to(c, (*y.shape, c.shape[0]))
-        return jnp.where(y < 0, jnp.nan, at_label(table, y))
-    return _average_class_weight(c, targets)
+        return only(kept, jnp.where(y < 0, jnp.nan, at_label(table, y)))
+    return _average_class_weight(c, targets, kept, mask)
 
 
 @jax.checkpoint
-def _average_class_weight(c: ClassWeights, t: Float[Array, "*n V"]) -> PerRow:
+def _average_class_weight(
+    c: ClassWeights, t: Float[Array, "*n V"], kept: RowMask | None, mask: ClassMask | None
+) -> PerRow:
     t = t.astype(c.dtype)
+    t = t if kept is None else jnp.where(kept[..., None], t, 0)
+    t = t if mask is None else jnp.where(mask, t, 0)
     mass = jnp.sum(t, axis=-1)
     weighted = jnp.sum(jnp.reshape(c, (1,) * (t.ndim - 1) + c.shape) * t, axis=-1)
     return jnp.where(mass == 0, 0, weighted / jnp.where(mass == 0, 1, mass))
@@ -137,11 +147,19 @@ def weigh(by: Coefficients, nll: PerRow, lse: PerRow | None, spread: PerRow | No
     terms = [_times(by.nll, nll)]
     if by.square is not None:
         assert lse is not None
-        terms.append(_times(by.square, lse * lse))
+        terms.append(_times(by.square, _square(by.square, lse)))
     if by.spread is not None:
         terms.append(_times(by.spread, spread))
     present = [term for term in terms if term is not None]
     return sum(present[1:], start=present[0])
+
+
+def _square(w: Coefficient, lse: PerRow) -> PerRow:
+    """lse², with slope 0 where it weighs nothing: 0·NaN on the way back would be NaN."""
+    if not isinstance(w, jax.Array):
+        return lse * lse
+    heard = jnp.where(w == 0, 0, lse)
+    return jnp.where(w == 0, jax.lax.stop_gradient(lse * lse), heard * heard)
 
 
 def _times(w: Coefficient, x: PerRow | None) -> PerRow | None:

@@ -182,7 +182,8 @@ def weighed_rows(
 ) -> tuple[PerRow, PerRow]:
     """Each row's loss and its weight in a mean, from an attachment of the row formula."""
     dtype, classes = _dense.loss_dtype(z), z.shape[-1]
-    own = only(kept, class_weight(t, class_weights, dtype))
+    c = None if class_weights is None else class_weights.astype(dtype)
+    own = class_weight(t, c, kept, mask)
     w = only(kept, None if row_weights is None else row_weights.astype(dtype))
     by = coefficients(
         t,
@@ -202,7 +203,7 @@ def weighed_rows(
     options = _dense.Options(
         softcap=logit_softcap, lse=by.square is not None, spread=by.spread is not None
     )
-    arguments = vary_alike(z, t, class_weights, mask, kept)
+    arguments = vary_alike(z, t, c, mask, kept)
     return weigh(by, *numbers(options, *arguments)), weights
 
 
@@ -267,4 +268,5 @@ def _label_weights(
     wide = [x.dtype for x in (c, w) if x is not None and x.dtype == jnp.float64]
     dtype = wide[0] if wide else jnp.dtype(jnp.float32)
     weights = only(kept, None if w is None else w.astype(dtype))
-    return row_weight(y.shape, kept, weights, only(kept, class_weight(y, c, dtype)), dtype)
+    c = None if c is None else c.astype(dtype)
+    return row_weight(y.shape, kept, weights, class_weight(y, c, kept, None), dtype)

@@ -25,7 +25,7 @@ from jxent._typing import (
     Scalar,
     Targets,
 )
-from jxent._weights import class_weight, is_labels, narrow, only
+from jxent._weights import class_weight, is_labels, narrow
 from jxent.losses import weighed_rows
 
 
@@ -360,6 +360,7 @@ def _transformed_rows(
     parameter: Scalar,
 ) -> PerRow:
     dtype = _dense.loss_dtype(z)
+    largest = jnp.finfo(dtype).max
 
     @_dense.remembering
     def losses(
@@ -371,10 +372,15 @@ def _transformed_rows(
         parameter: Scalar,
     ) -> PerRow:
         parameter = parameter.astype(dtype)
+        c = None if c is None else c.astype(dtype)
         if not is_labels(t):
             w, nll = _dense.every_nll(*vary_alike(z, t, c, mask, kept))
-            return jnp.sum(scale(w, g(nll, parameter)), axis=-1)
-        own = only(kept, class_weight(t, c, dtype))
+            each = g(nll, parameter)
+            # ∂/∂t_v: ∞ is told as the largest number, and an excluded class has none.
+            each = jnp.where(w == 0, jnp.clip(each, -largest, largest), each)
+            each = scale(w, each)
+            return jnp.sum(each if mask is None else jnp.where(mask, each, 0), axis=-1)
+        own = class_weight(t, c, kept, mask)
         y = narrow(t, z.shape[-1])
         _check.traced_labels(fn, t, y, kept, z.shape[-1])
         nll = _dense.numbers(_dense.Options(), *vary_alike(z, y, None, mask, kept)).nll
