@@ -24,9 +24,12 @@ def _scale_jvp(primals, tangents):
     out = scale(w, x)
     out_dot = jnp.zeros_like(out)
     if not isinstance(x_dot, SymbolicZero):
-        out_dot = jnp.where(w == 0, jnp.zeros_like(x_dot), w * x_dot)
+        out_dot = w * x_dot  # no select: ∂²/∂w∂x is 1 at w = 0 too
     if not isinstance(w_dot, SymbolicZero):
-        out_dot = out_dot + w_dot * x
+        # Where nothing is weighed, ∞ is told as the largest number and a fault as 0, so that
+        # neither makes NaN of the 0 that w itself is on the way back.
+        told = jnp.where(w == 0, jnp.nan_to_num(x), x)
+        out_dot = out_dot + w_dot * told
     return out, out_dot
 
 

@@ -155,11 +155,12 @@ def weigh(by: Coefficients, nll: PerRow, lse: PerRow | None, spread: PerRow | No
 
 
 def _square(w: Coefficient, lse: PerRow) -> PerRow:
-    """lse², with slope 0 where it weighs nothing: 0·NaN on the way back would be NaN."""
+    """lse², with slope 0 where ∞ or NaN weighs nothing: 0·NaN on the way back would be NaN."""
     if not isinstance(w, jax.Array):
         return lse * lse
-    heard = jnp.where(w == 0, 0, lse)
-    return jnp.where(w == 0, jax.lax.stop_gradient(lse * lse), heard * heard)
+    silent = (w == 0) & ~jnp.isfinite(lse)
+    heard = jnp.where(silent, 0, lse)
+    return jnp.where(silent, jax.lax.stop_gradient(lse * lse), heard * heard)
 
 
 def _times(w: Coefficient, x: PerRow | None) -> PerRow | None:

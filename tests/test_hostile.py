@@ -182,7 +182,7 @@ def test_rows_at_fault_in_a_sum(soft, reduction):
     np.testing.assert_array_equal(gradient[~bad], other[~bad])
 
 
-@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("way", ["where", "ignore_index", "class mask", "row_weights"])
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "distributions"])
 def test_dropped_rows_may_hold_anything(soft, way, reduction):

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +73,7 @@ def assert_agree(ours: Callable[..., Any], theirs: Callable[..., Any], *x: Any) 
         assert np.all(np.isfinite(actual))
 
 
-AXES = (-1, 0, (2, -2), None)
+AXES = (-1, (2, 0), None)
 # optax takes no axis=None for labels, and expands masks of rows in two losses, over given axes.
 AXIS_CASES = [
     (name, axis, where)
@@ -216,8 +217,7 @@ def test_torch(targets, weighted, eps, reduction, x64):
         by = np.prod(rows) / np.sum(t @ weight)
         value, gradient = value * by, gradient * by
 
-    loss, pull_back = jax.vjp(
-        lambda z: jxent.cross_entropy(z, jnp.asarray(t), **ours), jnp.asarray(logits)
-    )
+    arguments = dict(logits=jnp.asarray(logits), targets=jnp.asarray(t), **ours)
+    loss, gradients = cases.value_and_gradients(jxent.cross_entropy, arguments, g)
     np.testing.assert_allclose(loss, value, **AGREE)
-    np.testing.assert_allclose(pull_back(jnp.broadcast_to(g, loss.shape))[0], gradient, **AGREE)
+    np.testing.assert_allclose(gradients["logits"], gradient, **AGREE)
