@@ -105,7 +105,8 @@ def rows(
     stats = _rows.statistics(z, dtype)
     bad = _poisoned(targets, mask)
     if bad is not None:
-        stats = Statistics(jnp.where(bad, jnp.nan, stats.m), stats.S)
+        # S and not m: exp(z − m) stays the expression that the backward pass shares.
+        stats = Statistics(stats.m, jnp.where(bad, jnp.nan, stats.S))
     if is_labels(targets):
         nll = nll_of(at_label(z, targets).astype(dtype), stats)
     else:
@@ -298,7 +299,7 @@ def _nll_of_each(
 
 def _stats_of_each(u: Logits, mask: ClassMask | None, bad: RowMask | None) -> Statistics:
     m, S = _rows.statistics(_effective(Options(), mask, u), loss_dtype(u))
-    return Statistics(m if bad is None else jnp.where(bad, jnp.nan, m), S)
+    return Statistics(m, S if bad is None else jnp.where(bad, jnp.nan, S))
 
 
 @_nll_of_each.defjvp
