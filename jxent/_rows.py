@@ -43,10 +43,14 @@ _FAR = 44.0
 
 
 def _row_sum(x: Float[Array, "*n V"]) -> PerRow:
-    """Σ_v x_v; for one row as a product, since XLA:CPU adds up a lone row one by one."""
-    if x.size > x.shape[-1]:
+    """Σ_v x_v; for one row in blocks of blocks, since XLA:CPU adds up a lone row one by one."""
+    rows, block = x.shape[:-1], 32
+    if x.size != x.shape[-1]:
         return jnp.sum(x, axis=-1)
-    return jnp.dot(x, jnp.ones(x.shape[-1], x.dtype), precision=lax.Precision.HIGHEST)
+    x = x.ravel()
+    while x.size > block:
+        x = jnp.sum(jnp.pad(x, (0, -x.size % block)).reshape(-1, block), axis=-1)
+    return jnp.sum(x).reshape(rows)
 
 
 def _raised_exp(d: Float[Array, "*n V"]) -> Float[Array, "*n V"]:

@@ -22,7 +22,7 @@ is right and sure.  Between the passes only the inputs are kept.
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -282,10 +282,17 @@ def _bce_jvp(eps: float, primals: Tangents, tangents: Tangents) -> tuple[Each, E
 _bce.defjvp(_bce_jvp, symbolic_zeros=True)
 
 
-def _unsure(x: Each, y: Each) -> Each:
-    """u = 1 − p_t."""
-    p, q = _sigmoid(x)
-    return (1 - y) * p + y * q
+class _Ratios(NamedTuple):
+    """What the derivatives of log u and k are made of, each divided by u before it underflows."""
+
+    i: Each  # 1/u
+    v: Each  # σ(x) σ(−x)/u, in [0, 1]
+    r: Each  # ((1 − y) σ(x) − y σ(−x))/u, in [−1, 1]
+
+
+def _sides(x: Each, y: Each) -> tuple[Each, Each, Each]:
+    """The label's share against x's sign, its share with it, and e^−|x|: u = (a + b e)/(1 + e)."""
+    return jnp.where(x >= 0, 1 - y, y), jnp.where(x >= 0, y, 1 - y), jnp.exp(-jnp.abs(x))
 
 
 def _tame(x: Each, y: Each) -> Each:
@@ -299,50 +306,56 @@ def _tame(x: Each, y: Each) -> Each:
 
 
 @jax.custom_jvp
-def _quotient(n: Each, u: Each) -> Each:
-    """n/u, whose derivatives never divide by u², which underflows before u does."""
-    return n / u
+def _ratios(x: Each, y: Each) -> _Ratios:
+    a, b, e = _sides(_tame(x, y), y)
+    both, difference = a + b * e, a - b * e
+    r = jnp.where(x >= 0, difference, -difference) / both
+    return _Ratios((1 + e) / both, e / ((1 + e) * both), r)
 
 
-@_quotient.defjvp
-def _quotient_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
-    (n, u), (n_dot, u_dot) = primals, tangents
-    ratio = _quotient(n, u)
-    return ratio, _quotient(n_dot - ratio * u_dot, u)
+@_ratios.defjvp
+def _ratios_jvp(primals: Tangents, tangents: Tangents) -> tuple[_Ratios, _Ratios]:
+    """Products of ratios: a quotient of derivatives would divide by u², which underflows."""
+    (x, y), (x_dot, y_dot) = primals, tangents
+    i, v, r = _ratios(x, y)
+    p, q = _sigmoid(x)
+    s, d = 1 - 2 * y, q - p  # u̇ = s p q ẋ + d ẏ
+    return _Ratios(i, v, r), _Ratios(
+        -s * v * i * x_dot - _finite(i * i) * d * y_dot,
+        v * (d - s * v) * x_dot - v * i * d * y_dot,
+        v * (1 - s * r) * x_dot - i * (1 + r * d) * y_dot,
+    )
 
 
 @jax.custom_jvp
 def _log_unsure(x: Each, y: Each) -> Each:
-    """log u = log(a + (1 − a) e) − log1p(e), e = e^−|x|, a: the label's share against x's sign."""
-    e = jnp.exp(-jnp.abs(x))
-    a, rest = jnp.where(x >= 0, 1 - y, y), jnp.where(x >= 0, y, 1 - y)
-    return jnp.where(a == 0, -jnp.abs(x), jnp.log(a + rest * e)) - jnp.log1p(e)
+    """log u, where a = 0 of −|x| and not of an e that has become 0."""
+    a, b, e = _sides(x, y)
+    return jnp.where(a == 0, -jnp.abs(x), jnp.log(a + b * e)) - jnp.log1p(e)
 
 
 @_log_unsure.defjvp
 def _log_unsure_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
-    x, y = primals
-    u, u_dot = jax.jvp(_unsure, (_tame(x, y), y), tangents)
-    return _log_unsure(x, y), _quotient(u_dot, u)
+    (x, y), (x_dot, y_dot) = primals, tangents
+    i, v, _ = _ratios(x, y)
+    p, q = _sigmoid(x)
+    return _log_unsure(x, y), (1 - 2 * y) * v * x_dot + (q - p) * i * y_dot
 
 
 @jax.custom_jvp
 def _bce_by_unsure(x: Each, y: Each) -> Each:
     """k = bce/u = (a |x| + log1p(e))/u, which is 1 and not 0/0 for a label surely right."""
-    near = _tame(x, y)
-    a = jnp.where(x >= 0, 1 - y, y)
-    tail = jnp.log1p(jnp.exp(-jnp.abs(near)))
-    return (_times(a, jnp.abs(x)) + tail) / _unsure(near, y)
+    a, _, e = _sides(_tame(x, y), y)
+    return (_times(a, jnp.abs(x)) + jnp.log1p(e)) * _ratios(x, y).i
 
 
 @_bce_by_unsure.defjvp
 def _bce_by_unsure_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
     (x, y), (x_dot, y_dot) = primals, tangents
-    near = _tame(x, y)
-    out, k, u = _bce_by_unsure(x, y), _finite(_bce_by_unsure(x, y)), _unsure(near, y)
-    p, q = _sigmoid(near)
-    by_x = _quotient((1 - y) * p - y * q - (1 - 2 * y) * (k * p * q), u)
-    by_y = _finite(_quotient(-_finite(x) - k * (q - p), u))
+    out, (i, v, r) = _bce_by_unsure(x, y), _ratios(x, y)
+    k, (p, q) = _finite(out), _sigmoid(x)
+    by_x = r - (1 - 2 * y) * (k * v)
+    by_y = _finite(-(_finite(x) + k * (q - p)) * i)
     return out, by_x * x_dot + by_y * y_dot
 
 

@@ -387,7 +387,7 @@ def test_focal_second_derivatives_stay_finite(alpha, gamma):
     gradient, hessian = map(np.asarray, focal_to_second_order(x, y, alpha, gamma))
     by_logit = hessian[:, :, 0]
     assert np.all(np.isfinite(gradient)) and np.all(np.isfinite(by_logit))
-    # Where e^−|x| is subnormal, u^γ may be too large for what has become 0 beside it.
+    # Where e^−|x| is subnormal it has become 0 in one of the two, u^γ not yet in the other.
     seen = np.abs(x) != 88
     np.testing.assert_allclose(by_logit[seen, 1], hessian[seen, 0, 1], rtol=1e-4, atol=1e-20)
     if gamma == 0:
