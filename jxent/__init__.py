@@ -26,6 +26,7 @@ from jxent.binary import sigmoid_binary_cross_entropy as sigmoid_binary_cross_en
 from jxent.binary import sigmoid_focal_loss as sigmoid_focal_loss
 from jxent.divergence import kl_divergence as kl_divergence
 from jxent.divergence import kl_divergence_with_log_targets as kl_divergence_with_log_targets
+from jxent.linear import linear_cross_entropy as linear_cross_entropy
 from jxent.losses import cross_entropy as cross_entropy
 from jxent.losses import label_weights as label_weights
 from jxent.softmax import poly_loss_cross_entropy as poly_loss_cross_entropy
@@ -38,6 +39,7 @@ from jxent.softmax import softmax_focal_loss as softmax_focal_loss
 
 __all__ = [
     "cross_entropy",
+    "linear_cross_entropy",
     "label_weights",
     "softmax_cross_entropy_with_integer_labels",
     "softmax_cross_entropy",

@@ -254,6 +254,83 @@ def weights(fn: str, name: str, x: ArrayLike | None, shape: tuple[int, ...]) -> 
     return jnp.asarray(x) if _is(x, jnp.floating) else jnp.asarray(x).astype(jnp.float32)
 
 
+def hidden(fn: str, x: ArrayLike) -> Float[Array, "*n D"]:
+    """Hidden states with their features in the last axis."""
+    h = floats(fn, "hidden", x)
+    if h.ndim == 0:
+        raise ValueError(f"{fn}: `hidden` needs an axis of features, got a scalar")
+    return h
+
+
+def head(fn: str, x: ArrayLike, layout: Any, h: Float[Array, "*n D"]) -> Float[Array, "_ _"]:
+    """A projection from h's features onto at least one class."""
+    if layout not in ("dv", "vd"):
+        raise ValueError(
+            f'{fn}: `head_layout` must be "dv" (a head [D, V]) or "vd" (an embedding [V, D]), got '
+            f"{layout!r}"
+        )
+    w, features = floats(fn, "head", x), h.shape[-1]
+    own = 0 if layout == "dv" else 1
+    if w.ndim != 2 or w.shape[own] != features:
+        wanted = f"[{features}, V]" if layout == "dv" else f"[V, {features}]"
+        turned = w.ndim == 2 and w.shape[1 - own] == features
+        other = "vd" if layout == "dv" else "dv"
+        raise ValueError(
+            f"{fn}: `head` must have shape {wanted} with head_layout={layout!r}, got {_came(x)}"
+            + (f"; it fits head_layout={other!r}" if turned else "")
+        )
+    if w.shape[1 - own] == 0:
+        raise ValueError(f"{fn}: `head` has no classes, got shape {list(w.shape)}")
+    return w
+
+
+def bias(fn: str, x: ArrayLike | None, classes: int) -> Float[Array, "V"] | None:
+    """Optional floats, one a class."""
+    if x is None:
+        return None
+    b = floats(fn, "bias", x)
+    if b.shape != (classes,):
+        raise ValueError(f"{fn}: `bias` must have shape {[classes]}, got {_came(x)}")
+    return b
+
+
+def rows_kept(fn: str, x: ArrayLike | None, rows: tuple[int, ...]) -> Bool[Array, "*n"] | None:
+    """`where` of the rows' shape, where classes cannot be dropped by it."""
+    if x is not None and _is(x, jnp.bool_) and shape_of(x) != rows:
+        raise ValueError(
+            f"{fn}: `where` must have the rows' shape {list(rows)}, got {_came(x)}; to exclude "
+            "classes, give them a bias of -inf"
+        )
+    return row_mask(fn, x, rows)
+
+
+def chunk_size(fn: str, x: Any) -> int | None:
+    """None, or a static integer ≥ 1."""
+    if x is None:
+        return None
+    if isinstance(x, bool) or not isinstance(x, numbers.Integral):
+        raise TypeError(f"{fn}: `chunk_size` must be a static Python integer, got {x!r}")
+    if x < 1:
+        raise ValueError(f"{fn}: `chunk_size` must be at least 1, got {x}")
+    return int(x)
+
+
+def implementation(fn: str, x: Any, reduction: Reduction) -> str:
+    """The way to go: as told, or the cheapest that can."""
+    ways = ("tokens", "vocab", "reference")
+    if x is None:
+        return "vocab" if reduction == "none" else "tokens"
+    if x not in ways:
+        raise ValueError(
+            f"{fn}: `implementation` must be {', '.join(map(repr, ways))} or None, got {x!r}"
+        )
+    if x == "tokens" and reduction == "none":
+        raise ValueError(
+            f"{fn}: implementation='tokens' gives a sum of rows; with reduction='none' use 'vocab'"
+        )
+    return x
+
+
 def _static(fn: str, name: str, x: Any) -> float:
     if isinstance(x, jax.core.Tracer):
         raise TypeError(

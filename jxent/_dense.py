@@ -47,23 +47,36 @@ class Row(NamedTuple):
     S: PerRow
 
 
-def loss_dtype(logits: Logits) -> jnp.dtype:
+def loss_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """float32, or wider if the logits are."""
     wide = jnp.dtype(jnp.float32)
-    return logits.dtype if jnp.finfo(logits.dtype).bits > jnp.finfo(wide).bits else wide
+    return dtype if jnp.finfo(dtype).bits > jnp.finfo(wide).bits else wide
 
 
-def _effective(options: Options, mask: ClassMask | None, u: Logits) -> Logits:
+def effective(options: Options, mask: ClassMask | None, u: Logits) -> Logits:
     """z from the logits as given: excluded classes at −inf, z = κ tanh(u/κ), −inf stays −inf."""
     z = u if mask is None else jnp.where(mask, u, -jnp.inf)
     if options.softcap is None:
         return z
-    z = z.astype(loss_dtype(u))
-    return jnp.where(jnp.isinf(z), z, options.softcap * jnp.tanh(z / options.softcap))
+    return _capped(options.softcap, z.astype(loss_dtype(u.dtype)))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _capped(cap: float, u: Logits) -> Logits:
+    """z = κ tanh(u/κ), −inf stays −inf."""
+    return jnp.where(jnp.isinf(u), u, cap * jnp.tanh(u / cap))
+
+
+@_capped.defjvp
+def _capped_jvp(cap, primals, tangents):
+    """ż = (1 − (z/κ)²) u̇, 0 where z is not finite: rows that pass nothing back hold such."""
+    z = _capped(cap, *primals)
+    t = jnp.where(jnp.isfinite(z), z / cap, 1)
+    return z, (1 + t) * (1 - t) * tangents[0]
 
 
 def _wide(options: Options, mask: ClassMask | None, u: Logits) -> Logits:
-    return _effective(options, mask, u).astype(loss_dtype(u))
+    return effective(options, mask, u).astype(loss_dtype(u.dtype))
 
 
 def _spread_weights(
@@ -101,10 +114,11 @@ def rows(
     kept: RowMask | None,
 ) -> Row:
     """Each row's numbers; 0 in rows that are not kept, NaN in rows at fault."""
-    z, dtype = _effective(options, mask, u), loss_dtype(u)
+    z, dtype = effective(options, mask, u), loss_dtype(u.dtype)
     stats = _rows.statistics(z, dtype)
     bad = _poisoned(targets, mask)
     if bad is not None:
+        bad = bad if kept is None else bad & kept
         # S and not m: exp(z − m) stays the expression that the backward pass shares.
         stats = Statistics(stats.m, jnp.where(bad, jnp.nan, stats.S))
     if is_labels(targets):
@@ -125,18 +139,6 @@ def rows(
     return Row(keep(nll), keep(lse), None if spread is None else keep(spread), *stats)
 
 
-@jax.custom_jvp
-def _probabilities(z: Logits, stats: Statistics) -> Logits:
-    """p, whose own rule makes every further derivative right: ṗ = p ⊙ (ż − Σ p ż)."""
-    return _rows.probabilities(z, stats)
-
-
-@_probabilities.defjvp
-def _probabilities_jvp(primals, tangents):
-    p, z_dot = _probabilities(*primals), tangents[0]
-    return p, p * (z_dot - jnp.sum(p * z_dot, axis=-1, keepdims=True))
-
-
 class _Slopes(NamedTuple):
     """The pieces of a derivative that both rules are made of."""
 
@@ -146,20 +148,27 @@ class _Slopes(NamedTuple):
     nll_of_each: Logits
 
 
-def _slopes(z: Logits, targets: Targets, c: ClassWeights | None, mask, row: Row) -> _Slopes:
-    p = _probabilities(z, lax.stop_gradient(Statistics(row.m, row.S)))
+def _slopes(
+    z: Logits, targets: Targets, c: ClassWeights | None, mask, row: Row, chosen: RowMask | None
+) -> _Slopes:
+    """Of the chosen rows; 0 in the others, whatever they hold, so that 0 times them is 0."""
+    stats = lax.stop_gradient(Statistics(row.m, row.S))
+    p = _in_rows(chosen, _rows.probabilities(z, stats, _only(chosen, row.lse)))
     target: tuple[jax.Array, PerRow] | Logits
     if is_labels(targets):
-        target = is_label(targets, z), jnp.expm1(-row.nll)
+        target = is_label(targets, z), jnp.expm1(-_only(chosen, row.nll))
     else:
-        target = _weighted_targets(targets, c, z)
+        target = _weighted_targets(_in_rows(chosen, targets), c, z)
     # ∂/∂t_v and ∂/∂c_v are nll_v; +∞ is told as the largest number, so that 0·∞ is 0 after it.
     # lse itself has lost the digits of log1p(S) beside a large m: it lends its derivative only.
-    m, S = lax.stop_gradient((row.m, row.S))
-    rest = jnp.log1p(S) + (row.lse - lax.stop_gradient(row.lse))
-    each = jnp.minimum((m[..., None] - z) + rest[..., None], jnp.finfo(z.dtype).max)
-    each = each if mask is None else jnp.where(mask, each, 0)
+    rest = _rows.changing_as(jnp.log1p(stats.S), row.lse)
+    each = jnp.minimum((stats.m[..., None] - z) + rest[..., None], jnp.finfo(z.dtype).max)
+    each = _in_rows(chosen, each if mask is None else jnp.where(mask, each, 0))
     return _Slopes(p, target, _spread_weights(c, mask, z), each)
+
+
+def _only(chosen: RowMask | None, x: PerRow) -> PerRow:
+    return x if chosen is None else jnp.where(chosen, x, 0)
 
 
 def _in_rows(chosen: RowMask | None, x: Logits) -> Logits:
@@ -175,23 +184,22 @@ def _rows_jvp(options, primals, tangents):
     nll_dot = lse_dot = spread_dot = zero
 
     def total(x: Logits) -> PerRow:
-        x = jnp.sum(x, axis=-1)
-        return x if kept is None else jnp.where(kept, x, 0)
+        return _only(kept, jnp.sum(x, axis=-1))
 
     wide = partial(_wide, options, mask)
     if isinstance(u_dot, SymbolicZero):
         z, z_dot = wide(u), None
     else:
         z, z_dot = jax.jvp(wide, (u,), (u_dot,))
-    slope = _slopes(z, targets, c, mask, row)
+    slope = _slopes(z, targets, c, mask, row, kept)
     if z_dot is not None:
         d = partial(derivative, slope.p, slope.target, slope.c)
-        one = jnp.ones_like(row.nll)
-        nll_dot = total(_in_rows(kept, d(dnll=one)) * z_dot)
-        lse_dot = total(_in_rows(kept, d(dlse=one)) * z_dot)
+        one = _only(kept, jnp.ones_like(row.nll))
+        nll_dot = total(d(dnll=one) * z_dot)
+        lse_dot = total(d(dlse=one) * z_dot)
         if options.spread:
-            spread_dot = total(_in_rows(kept, d(dspread=one)) * z_dot)
-    each = _in_rows(kept, slope.nll_of_each)
+            spread_dot = total(d(dspread=one) * z_dot)
+    each = slope.nll_of_each
     if not isinstance(t_dot, SymbolicZero) and not is_labels(targets):
         nll_dot = nll_dot + total(_weighted_targets(t_dot, c, z) * each)
     if c is not None and not isinstance(c_dot, SymbolicZero):
@@ -259,19 +267,18 @@ def _fwd(options, u, targets, c, mask, kept):
 
 def _bwd(options, saved, cotangents: Numbers):
     u, targets, c, mask, kept, row = saved
-    dnll, dlse, dspread = cotangents
     z, pull = jax.vjp(partial(_wide, options, mask), u)
-    slope = _slopes(z, targets, c, mask, row)
-    dz = derivative(slope.p, slope.target, slope.c, dnll=dnll, dlse=dlse, dspread=dspread)
-
     # A row of weight 0 passes nothing back, whatever it holds; 0·NaN would.
     silent = ~jnp.isfinite(row.m + row.S)
-    for cotangent in (dnll, dlse, dspread):
+    for cotangent in cotangents:
         silent = silent if cotangent is None else silent & (cotangent == 0)
     heard = ~silent if kept is None else kept & ~silent
-    (du,) = pull(_in_rows(heard, dz))
+    dnll, dlse, dspread = (None if d is None else _only(heard, d) for d in cotangents)
+    slope = _slopes(z, targets, c, mask, row, heard)
+    dz = derivative(slope.p, slope.target, slope.c, dnll=dnll, dlse=dlse, dspread=dspread)
+    (du,) = pull(dz)
 
-    each = _in_rows(heard, slope.nll_of_each)
+    each = slope.nll_of_each
     dt = dc = None
     if not is_labels(targets):
         dt = _weighted_targets(dnll[..., None] * each, c, z).astype(targets.dtype)
@@ -298,7 +305,7 @@ def _nll_of_each(
 
 
 def _stats_of_each(u: Logits, mask: ClassMask | None, bad: RowMask | None) -> Statistics:
-    m, S = _rows.statistics(_effective(Options(), mask, u), loss_dtype(u))
+    m, S = _rows.statistics(effective(Options(), mask, u), loss_dtype(u.dtype))
     return Statistics(m, S if bad is None else jnp.where(bad, jnp.nan, S))
 
 
@@ -306,7 +313,8 @@ def _stats_of_each(u: Logits, mask: ClassMask | None, bad: RowMask | None) -> St
 def _nll_of_each_jvp(primals, tangents):
     u, mask, kept, bad = primals
     z, z_dot = jax.jvp(partial(_wide, Options(), mask), (u,), (tangents[0],))
-    p = _probabilities(z, lax.stop_gradient(_stats_of_each(u, mask, bad)))
+    stats = _stats_of_each(u, mask, bad)
+    p = _in_rows(kept, _rows.probabilities(z, stats, _only(kept, log_normaliser(stats))))
     out_dot = jnp.sum(p * z_dot, axis=-1, keepdims=True) - z_dot
     return _nll_of_each(*primals), _in_rows(kept, out_dot)
 

@@ -9,6 +9,7 @@ batch and not a mean of means.  A `normalizer` takes the place of Σ weights.
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from jxent._typing import AxisNames, PerRow, Reduction, Scalar
 
@@ -24,18 +25,29 @@ def reduce(
     """The rows, their sum, or their weighted mean."""
     if reduction == "none":
         return rows
-    total = _sum(rows, axis_name)
+    total = over_devices(jnp.sum(rows), axis_name)
     if reduction == "sum":
         return total
-    if normalizer is None:
-        assert weights is not None
-        denominator = _sum(weights, axis_name)
-    else:
-        denominator = normalizer.astype(total.dtype)
-    empty = denominator == 0
-    return jnp.where(empty, 0, total / jnp.where(empty, 1, denominator))
+    return divide(total, denominator(weights, normalizer, axis_name))
 
 
-def _sum(x: PerRow, axis_name: AxisNames | None) -> Scalar:
-    total = jnp.sum(x)
-    return total if axis_name is None else lax.psum(total, axis_name)
+def denominator(
+    weights: PerRow | None, normalizer: Scalar | None, axis_name: AxisNames | None
+) -> Scalar:
+    """What the mean divides by."""
+    if normalizer is not None:
+        return normalizer
+    assert weights is not None
+    return over_devices(jnp.sum(weights), axis_name)
+
+
+def divide(x: Float[Array, "..."], by: Scalar) -> Float[Array, "..."]:
+    """x / by, 0 where that is 0/0."""
+    by = by.astype(x.dtype)
+    empty = by == 0
+    return jnp.where(empty, 0, x / jnp.where(empty, 1, by))
+
+
+def over_devices(x: Scalar, axis_name: AxisNames | None) -> Scalar:
+    """The sum over the devices of these mesh axes."""
+    return x if axis_name is None else lax.psum(x, axis_name)

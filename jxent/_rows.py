@@ -69,13 +69,19 @@ class Statistics(NamedTuple):
     S: PerRow
 
 
+def changing_as(x: PerRow, other: PerRow) -> PerRow:
+    """The number x with the derivatives of another, which is finite wherever x is."""
+    return x + (other - lax.stop_gradient(other))
+
+
 def statistics(z: Logits, dtype: jnp.dtype) -> Statistics:
     """(m, S) of each row, in `dtype`; NaN statistics for NaN, +inf, or a row of −inf.
 
     The maximum is taken in z's own dtype: it is exact there, and half-precision logits then need
-    one wide temporary less.
+    one wide temporary less.  It is a constant to every derivative, since lse does not depend on
+    what is taken out of the exponents; S changes as Σ_v exp(z_v − m) does, ties included.
     """
-    m = jnp.max(z, axis=-1).astype(dtype)
+    m = lax.stop_gradient(jnp.max(z, axis=-1)).astype(dtype)
 
     def d() -> Float[Array, "*n V"]:
         return z.astype(dtype) - m[..., None]
@@ -103,7 +109,18 @@ def statistics(z: Logits, dtype: jnp.dtype) -> Statistics:
 
         return lax.cond(jnp.any(S < _FAINT), raised, lambda: S)
 
-    return Statistics(m, lax.platform_dependent(cpu=fused, default=masked))
+    S = lax.stop_gradient(lax.platform_dependent(cpu=fused, default=masked))
+    return Statistics(m, changing_as(S, _row_sum(jnp.exp(d()))))
+
+
+def merge(a: Statistics, b: Statistics) -> Statistics:
+    """The statistics of two disjoint sets of classes together; no classes: (−∞, −1)."""
+    a_leads = a.m >= b.m
+    lead = jnp.where(a_leads, a.S, b.S)
+    rest = 1 + jnp.where(a_leads, b.S, a.S)
+    # Where neither holds a class both are −∞, and their distance 0.
+    behind = jnp.where(a.m == b.m, 0, -jnp.abs(a.m - b.m))
+    return Statistics(jnp.maximum(a.m, b.m), lead + rest * jnp.exp(behind))
 
 
 def log_normaliser(stats: Statistics) -> PerRow:
@@ -113,26 +130,35 @@ def log_normaliser(stats: Statistics) -> PerRow:
 
 def nll_of(z_y: PerRow, stats: Statistics) -> PerRow:
     """nll_y = (m − z_y) + log1p(S), never negative."""
-    # The maximum guards softcapped logits, which XLA may round otherwise in another pass.
-    return jnp.maximum(stats.m - z_y, 0) + jnp.log1p(stats.S)
+    gap = stats.m - z_y
+    # Less than 0 are softcapped logits which XLA rounded otherwise in another pass.
+    return jnp.where(gap < 0, gap - lax.stop_gradient(gap), gap) + jnp.log1p(stats.S)
 
 
-def weighted_nll(w: Float[Array, "*#n V"], z: Logits, stats: Statistics) -> PerRow:
-    """Σ_v w_v nll_v = Σ_v w_v (m − z_v) + (Σ_v w_v) log1p(S), with 0·∞ = 0.
+def weighted_gap(w: Float[Array, "*#n V"], z: Logits, m: PerRow) -> PerRow:
+    """Σ_v w_v (m − z_v), with 0·∞ = 0.
 
     The 0·∞ is met by a ceiling on m − z_v that is 1/0 − 1 = ∞ where w_v ≠ 0 and 1/1 − 1 = 0 where
     w_v = 0: arithmetic fuses into one pass, where a select costs XLA:CPU an [N, V] array.
     """
-    zero_only = 1 - jnp.abs(w) * jnp.asarray(jnp.finfo(z.dtype).max, z.dtype)
+    zero_only = 1 - jnp.abs(lax.stop_gradient(w)) * jnp.asarray(jnp.finfo(z.dtype).max, z.dtype)
     ceiling = 1 / jnp.maximum(zero_only, 0) - 1
-    m = lax.optimization_barrier(stats.m)  # a broadcast shared with `statistics` would be stored
-    below = _row_sum(w * jnp.minimum(m[..., None] - z, ceiling))
-    return below + scale(jnp.sum(w, axis=-1), jnp.log1p(stats.S))
+    m = lax.optimization_barrier(m)  # a broadcast shared with `statistics` would be stored
+    return _row_sum(w * jnp.minimum(m[..., None] - z, ceiling))
 
 
-def probabilities(z: Logits, stats: Statistics) -> Float[Array, "*n V"]:
-    """p_v = exp(z_v − m)/(1 + S), by the exponential of the forward pass, which is shared."""
-    return jnp.exp(z - stats.m[..., None]) * (1 / (1 + stats.S))[..., None]
+def weighted_nll(w: Float[Array, "*#n V"], z: Logits, stats: Statistics) -> PerRow:
+    """Σ_v w_v nll_v = Σ_v w_v (m − z_v) + (Σ_v w_v) log1p(S), with 0·∞ = 0."""
+    return weighted_gap(w, z, stats.m) + scale(jnp.sum(w, axis=-1), jnp.log1p(stats.S))
+
+
+def probabilities(z: Logits, stats: Statistics, lse: PerRow) -> Float[Array, "*n V"]:
+    """p_v = exp(z_v − m)/(1 + S), by the exponential of the forward pass, which is shared.
+
+    Its derivatives are those of exp(z_v − lse): ṗ = p ⊙ (ż − Σ p ż), and so on.
+    """
+    m, S = lax.stop_gradient(stats)
+    return jnp.exp(z - m[..., None]) * (jnp.exp(lax.stop_gradient(lse) - lse) / (1 + S))[..., None]
 
 
 def is_label(labels: Labels, z: Shaped[Array, "*n V"]) -> Bool[Array, "*n V"]:
@@ -157,16 +183,19 @@ def derivative(
     dnll: PerRow | None = None,
     dlse: PerRow | None = None,
     dspread: PerRow | None = None,
+    total: PerRow | None = None,
 ) -> Float[Array, "*n V"]:
     """∂/∂z of dnll·nll + dlse·lse + dspread·spread; a coefficient that is None is not computed.
 
     `target` is (e_y, p_y − 1) for labels (p_y − 1 = expm1(−nll), which does not cancel), or c ⊙ t
-    for distributions.  `class_weights` are those of the kept classes, 0 on the others.
+    for distributions.  `class_weights` are those of the kept classes, 0 on the others; `total` is
+    their sum where z holds only some of the classes.
     """
     k = dlse
     if dspread is not None:
         assert class_weights is not None
-        through_lse = dspread * jnp.sum(class_weights, axis=-1)
+        total = jnp.sum(class_weights, axis=-1) if total is None else total
+        through_lse = dspread * total
         k = through_lse if k is None else k + through_lse
     every = dnll if k is None else k
     out: jax.Array

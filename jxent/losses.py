@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from jxent._typing import (
     Targets,
 )
 from jxent._weights import (
+    Coefficients,
     class_weight,
     coefficients,
     is_labels,
@@ -166,10 +168,20 @@ def _cross_entropy(
     return reduce(losses, weights, reduction=reduction, normalizer=normalizer, axis_name=axis_name)
 
 
-def weighed_rows(
-    numbers: Callable[..., _dense.Numbers],
+class Prepared(NamedTuple):
+    """What a loss is made of, once its arguments are checked."""
+
+    options: _dense.Options
+    targets: Targets  # labels are int32, those outside [0, V) are −1
+    class_weights: ClassWeights | None
+    by: Coefficients
+    weights: PerRow  # what each row counts in a mean
+
+
+def prepare(
     fn: str,
-    z: Logits,
+    dtype: jnp.dtype,
+    classes: int,
     t: Targets,
     kept: RowMask | None,
     mask: ClassMask | None,
@@ -179,9 +191,8 @@ def weighed_rows(
     label_smoothing: float,
     z_loss: float,
     logit_softcap: float | None,
-) -> tuple[PerRow, PerRow]:
-    """Each row's loss and its weight in a mean, from an attachment of the row formula."""
-    dtype, classes = _dense.loss_dtype(z), z.shape[-1]
+) -> Prepared:
+    """Targets and options → coefficients, in the dtype of the loss."""
     c = None if class_weights is None else class_weights.astype(dtype)
     own = class_weight(t, c, kept, mask)
     w = only(kept, None if row_weights is None else row_weights.astype(dtype))
@@ -195,7 +206,8 @@ def weighed_rows(
         z_loss=z_loss,
         dtype=dtype,
     )
-    weights = row_weight(z.shape[:-1], kept, w, own, dtype)
+    rows = t.shape if is_labels(t) else t.shape[:-1]
+    weights = row_weight(rows, kept, w, own, dtype)
     if is_labels(t):
         y = narrow(t, classes)
         _check.traced_labels(fn, t, y, kept, classes)
@@ -203,8 +215,25 @@ def weighed_rows(
     options = _dense.Options(
         softcap=logit_softcap, lse=by.square is not None, spread=by.spread is not None
     )
-    arguments = vary_alike(z, t, c, mask, kept)
-    return weigh(by, *numbers(options, *arguments)), weights
+    return Prepared(options, t, c, by, weights)
+
+
+def weighed_rows(
+    numbers: Callable[..., _dense.Numbers],
+    fn: str,
+    z: Logits,
+    t: Targets,
+    kept: RowMask | None,
+    mask: ClassMask | None,
+    class_weights: ClassWeights | None,
+    row_weights: PerRow | None,
+    **options: Any,
+) -> tuple[PerRow, PerRow]:
+    """Each row's loss and its weight in a mean, from an attachment of the row formula."""
+    dtype = _dense.loss_dtype(z.dtype)
+    said = prepare(fn, dtype, z.shape[-1], t, kept, mask, class_weights, row_weights, **options)
+    arguments = vary_alike(z, said.targets, said.class_weights, mask, kept)
+    return weigh(said.by, *numbers(said.options, *arguments)), said.weights
 
 
 def label_weights(

@@ -359,7 +359,7 @@ def _transformed_rows(
     class_weights: ClassWeights | None,
     parameter: Scalar,
 ) -> PerRow:
-    dtype = _dense.loss_dtype(z)
+    dtype = _dense.loss_dtype(z.dtype)
     largest = jnp.finfo(dtype).max
 
     @_dense.remembering

@@ -369,7 +369,13 @@ def softmax_focal_loss(
             "class_weights": times(g, times(t, phi)).sum(tuple(range(value.ndim))),
             "gamma": times(g, times(C * t, dgamma)).sum(),
         }
-        return Loss(value, gradient, {"value": np.abs(value), "logits": times(np.abs(g), scale)})
+        scales = {
+            "value": np.abs(value),
+            "logits": times(np.abs(g), scale),
+            "class_weights": times(np.abs(g), times(t, phi)).sum(tuple(range(value.ndim))),
+            "gamma": times(np.abs(g), np.abs(times(C * t, dgamma))).sum(),
+        }
+        return Loss(value, gradient, scales)
 
     return _over_axis(rows, axis, logits, targets, where)
 

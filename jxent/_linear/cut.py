@@ -1,0 +1,84 @@
+"""An axis in pieces of one size, without padding: the first two overlap instead.
+
+Piece 0 owns only its first entries, and what it writes beyond them piece 1 writes again.  So every
+piece has one shape, one body is compiled, and nothing is copied to make room.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Integer, Shaped
+
+Carry = TypeVar("Carry")
+Index = Integer[Array, ""]
+
+
+# Logits to hold at a time, in bytes, and the least size that keeps a device busy: an accelerator
+# reads and writes the whole of dhead for every chunk of rows.
+_BUDGET = {"cpu": (2**26, 512)}
+_ACCELERATOR = (2**30, 4096)
+
+
+def budgeted(length: int) -> int:
+    """The size of a piece that holds `length` logits an entry."""
+    budget, least = _BUDGET.get(jax.default_backend(), _ACCELERATOR)
+    return max(least, budget // (4 * max(length, 1)))
+
+
+class Cut(NamedTuple):
+    """`count` pieces of `size`, which together make `length`."""
+
+    length: int
+    count: int
+    size: int
+
+    @property
+    def first(self) -> int:
+        """How many entries piece 0 owns."""
+        return self.length - (self.count - 1) * self.size
+
+    def start(self, i: Index) -> Index:
+        """Where piece i begins."""
+        return jnp.maximum(i * self.size - (self.size - self.first), 0)
+
+    def owned(self, i: Index) -> Index:
+        """How many of its entries piece i owns."""
+        return jnp.where(i == 0, self.first, self.size)
+
+    def owns(self, i: Index) -> Bool[Array, "size"] | None:
+        """Which entries of piece i are its own; None when all pieces own all."""
+        if self.first == self.size:
+            return None
+        return lax.iota(jnp.int32, self.size) < self.owned(i)
+
+    def take(self, x: Shaped[Array, "..."], i: Index, axis: int = 0) -> Shaped[Array, "..."]:
+        """Piece i of x."""
+        if self.count == 1:
+            return x
+        return lax.dynamic_slice_in_dim(x, self.start(i), self.size, axis)
+
+    def put(
+        self, x: Shaped[Array, "..."], part: Shaped[Array, "..."], i: Index, axis: int = 0
+    ) -> Shaped[Array, "..."]:
+        """x with piece i replaced."""
+        if self.count == 1:
+            return part
+        return lax.dynamic_update_slice_in_dim(x, part, self.start(i), axis)
+
+    def sweep(self, body: Callable[[Carry, Index], Carry], carry: Carry) -> Carry:
+        """Body after body over the pieces in order; a derivative computes each again."""
+        # What a piece makes on its way is as large as what a cut is there to avoid.
+        forgetting = jax.checkpoint(body, prevent_cse=self.count == 1)
+        if self.count == 1:
+            return forgetting(carry, jnp.int32(0))
+        pieces = lax.iota(jnp.int32, self.count)
+        return lax.scan(lambda carry, i: (forgetting(carry, i), None), carry, pieces)[0]
+
+
+def cut(length: int, size: int) -> Cut:
+    """As few pieces as can be of at most `size`, all of one size."""
+    count = max(1, -(-length // size))
+    return Cut(length, count, -(-length // count))

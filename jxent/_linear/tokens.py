@@ -1,0 +1,145 @@
+"""A chunk of rows at a time, each chunk's gradients beside its loss.
+
+    loss = Σ_chunks Σ_rows loss        dh_chunk = dz·wᵀ        dw = Σ_chunks hᵀ·dz
+
+A chunk is the dense loss and its own rule, on logits that are dropped after it.  The sum has one
+cotangent, which multiplies the gradients afterwards: 6·N·V·D flops, and only the products that
+are asked for.  Kept between the passes: the gradients.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jxent import _dense
+from jxent._linear.cut import cut
+from jxent._linear.head import (
+    Bias,
+    Head,
+    Hidden,
+    Static,
+    dtype_of,
+    perturbed,
+    project,
+    rounded,
+    to_head,
+    to_hidden,
+)
+from jxent._typing import ClassWeights, Labels, PerRow, RowMask, Scalar
+from jxent._weights import Coefficients, weigh
+
+
+class Slopes(NamedTuple):
+    """The gradients, in the dtype of the loss; None where nobody asked."""
+
+    h: Float[Array, "N D"] | None
+    w: Float[Array, "_ _"] | None
+    b: Float[Array, "V"] | None
+    c: Float[Array, "V"] | None
+    by: Coefficients | None
+
+
+class _Asked(NamedTuple):
+    h: bool = False
+    w: bool = False
+    b: bool = False
+    c: bool = False
+    by: bool = False
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def losses(
+    static: Static,
+    h: Hidden,
+    w: Head,
+    b: Bias | None,
+    y: Labels,
+    c: ClassWeights | None,
+    kept: RowMask | None,
+    by: Coefficients,
+) -> Scalar:
+    """The sum of the rows' losses."""
+    return _sweep(static, _Asked(), h, w, b, y, c, kept, by)[0]
+
+
+def _sweep(static: Static, asked: _Asked, h, w, b, y, c, kept, by) -> tuple[Scalar, Slopes]:
+    dtype = dtype_of(h, w, b)
+    pieces = cut(h.shape[0], static.size)
+    zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, dtype))
+    start = Slopes(*(zeros(x) if a else None for x, a in zip((h, w, b, c, by), asked, strict=True)))
+
+    def add(total: PerRow | None, part: PerRow) -> PerRow | None:
+        return None if total is None else total + part
+
+    def put(all_rows: Array | None, part: Array, i: Array) -> Array | None:
+        return None if all_rows is None else pieces.put(all_rows, part, i)
+
+    def chunk(carry: tuple[Scalar, Slopes], i: Array) -> tuple[Scalar, Slopes]:
+        loss, slopes = carry
+        own, keep = pieces.owns(i), None if kept is None else pieces.take(kept, i)
+        keep = own if keep is None else keep if own is None else keep & own
+        y_i, by_i = jax.tree.map(lambda x: pieces.take(x, i), (y, by))
+        h_i = _selected(keep, pieces.take(h, i))
+
+        def total(z, c, by):
+            rows = _dense.training_rows(static.options, z, y_i, c, None, keep)
+            return jnp.sum(weigh(by, *rows))
+
+        z = project(static, h_i, w, b)
+        if not any(asked):
+            return loss + total(z, c, by_i), slopes
+        part, pull = jax.vjp(total, z, c, by_i)
+        dz, dc, dby = pull(jnp.ones_like(part))
+        narrow = rounded(dz, h, w)
+        return loss + part, Slopes(
+            h=put(slopes.h, to_hidden(static, narrow, w, dtype), i) if asked.h else None,
+            w=add(slopes.w, to_head(static, _selected(_heard(by_i, h_i), h_i), narrow, dtype))
+            if asked.w
+            else None,
+            b=add(slopes.b, jnp.sum(dz, axis=0)),
+            c=add(slopes.c, dc),
+            by=None if slopes.by is None else jax.tree.map(partial(put, i=i), slopes.by, dby),
+        )
+
+    return pieces.sweep(chunk, (jnp.zeros((), dtype), start))
+
+
+def _selected(rows: RowMask | None, h: Hidden) -> Hidden:
+    """h, 0 in other rows, whatever they hold."""
+    return h if rows is None else jnp.where(rows[:, None], h, 0)
+
+
+def _heard(by: Coefficients, h: Hidden) -> RowMask:
+    """All rows but those of weight 0 with an ∞ in them, where a slope of 0 times it would be NaN.
+
+    Other rows of weight 0 stay: what a little more weight would do goes through them.
+    """
+    counts = jnp.stack([x != 0 for x in by if x is not None])
+    return jnp.any(counts, axis=0) | jnp.all(jnp.isfinite(h), axis=-1)
+
+
+def _fwd(static, h, w, b, y, c, kept, by):
+    given = h, w, b, y, c, kept, by
+    h, w, b, y, c, kept, by = jax.tree.map(lambda x: x.value, given)
+    asked = _Asked(*(perturbed(given[i]) for i in (0, 1, 2, 4, 6)))
+    loss, slopes = _sweep(static, asked, h, w, b, y, c, kept, by)
+    # Their dtypes are kept as empty arrays: residuals hold nothing else.
+    like = jax.tree.map(lambda x: jnp.zeros((0,), x.dtype), (h, w, b, c, by))
+    return loss, (slopes, like)
+
+
+def _bwd(static, saved, g):
+    slopes, like = saved
+
+    def back(slope: Array | None, like: Array | None) -> Array | None:
+        return None if slope is None or like is None else (g * slope).astype(like.dtype)
+
+    h, w, b, c = map(back, slopes[:4], like[:4])
+    by = None if slopes.by is None else jax.tree.map(lambda slope: g * slope, slopes.by)
+    return h, w, b, None, c, None, by
+
+
+losses.defvjp(_fwd, _bwd, symbolic_zeros=True)

@@ -1,0 +1,274 @@
+"""A block of classes at a time: each row's numbers online, logits computed again on the way back.
+
+    forward     (m, S) ← merge((m, S), those of z = h·w_block)
+    backward    dh ← dh + dz·w_blockᵀ        dw_block = hᵀ·dz
+
+Every row has a cotangent of its own, so the gradients wait for it: 8·N·V·D flops.  Kept between
+the passes: the arguments and a few numbers per row.
+
+Two numbers more than those of the dense losses come out of the same pass: the largest logit's
+class, and the entropy of the row, from E = Σ_v exp(z_v − m)(m − z_v),
+
+    H = Σ_v p_v nll_v = log1p(S) + E/(1 + S)        ∂H/∂z_v = p_v (nll_v − H)
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float
+
+from jxent import _rows
+from jxent._dense import effective
+from jxent._linear.cut import Cut, Index, cut
+from jxent._linear.head import (
+    Bias,
+    Head,
+    Hidden,
+    Static,
+    dtype_of,
+    perturbed,
+    project,
+    rounded,
+    to_head,
+    to_hidden,
+)
+from jxent._product import scale
+from jxent._rows import Statistics, at_label, derivative, is_label, log_normaliser
+from jxent._typing import ClassWeights, Labels, Logits, PerRow, RowMask
+from jxent._weights import Coefficients, weigh
+
+
+class Row(NamedTuple):
+    """Each row's numbers, then what is not differentiated."""
+
+    nll: PerRow
+    lse: PerRow
+    spread: PerRow | None
+    entropy: PerRow | None
+    label: Labels  # as given, or the class of the largest logit; −1 in rows at fault
+    m: PerRow
+    S: PerRow
+
+
+class _Seen(NamedTuple):
+    """What is known of each row after some blocks."""
+
+    stats: Statistics
+    label: Labels
+    z_y: PerRow
+    gaps: PerRow | None  # Σ_v c_v (m − z_v)
+    share: PerRow | None  # Σ_v c_v
+    E: PerRow | None
+
+
+class _Block(NamedTuple):
+    """Some classes' part of the arguments."""
+
+    start: Index
+    w: Head
+    b: Bias | None
+    y: Labels | None  # −1 where the label is not among them
+    c: ClassWeights | None
+
+
+def _pieces(static: Static, w: Head) -> Cut:
+    return cut(w.shape[static.classes_axis], static.size)
+
+
+def _block(static: Static, i: Index, w, b, y, c, dtype) -> _Block:
+    """Piece i; classes that another piece owns are impossible here and weigh nothing."""
+    pieces = _pieces(static, w)
+    own, start = pieces.owns(i), pieces.start(i)
+    b_i = None if b is None else pieces.take(b, i)
+    c_i = y_i = None
+    if static.options.spread:
+        c_i = jnp.ones(pieces.size, dtype) if c is None else pieces.take(c, i)
+    if y is not None:
+        at = y - start
+        y_i = jnp.where((at >= 0) & (at < pieces.owned(i)), at, -1)
+    if own is not None:
+        b_i = jnp.where(own, jnp.zeros(pieces.size, dtype) if b_i is None else b_i, -jnp.inf)
+        c_i = None if c_i is None else jnp.where(own, c_i, 0)
+    return _Block(start, pieces.take(w, i, static.classes_axis), b_i, y_i, c_i)
+
+
+def _logits(static: Static, h: Hidden, w: Head, b: Bias | None) -> Logits:
+    return effective(static.options, None, project(static, h, w, b))
+
+
+def _see(seen: _Seen, z: Logits, block: _Block) -> _Seen:
+    m, S = _rows.statistics(z, z.dtype)
+    # In a block, unlike in a row, all classes may be impossible.
+    stats = _rows.merge(seen.stats, Statistics(m, jnp.where(m == -jnp.inf, -1, S)))
+    if block.y is None:
+        here, z_y = m > seen.stats.m, m
+        label = jnp.where(here, block.start + jnp.argmax(z, axis=-1).astype(jnp.int32), seen.label)
+    else:
+        here, z_y, label = block.y >= 0, at_label(z, block.y), seen.label
+    # Distances are taken from m, or from 0 as long as every class is impossible.
+    top = jnp.where(jnp.isinf(stats.m), 0, stats.m)
+    rise = jnp.where(jnp.isinf(seen.stats.m), 0, top - seen.stats.m)
+    gaps, share, E = seen.gaps, seen.share, seen.E
+    if gaps is not None:
+        assert share is not None and block.c is not None
+        gaps = gaps + scale(share, rise) + _rows.weighted_gap(block.c[None, :], z, top)
+        share = share + jnp.sum(block.c)
+    if E is not None:
+        d = jnp.minimum(top[:, None] - z, jnp.finfo(z.dtype).max)
+        E = jnp.exp(-rise) * (E + rise * (1 + seen.stats.S)) + jnp.sum(jnp.exp(-d) * d, axis=-1)
+    return _Seen(stats, label, jnp.where(here, z_y, seen.z_y), gaps, share, E)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def numbers(
+    static: Static,
+    entropy: bool,
+    h: Hidden,
+    w: Head,
+    b: Bias | None,
+    y: Labels | None,
+    c: ClassWeights | None,
+    kept: RowMask | None,
+) -> Row:
+    """Each row's numbers; 0 in rows that are not kept, NaN in rows at fault."""
+    dtype, n = dtype_of(h, w, b), h.shape[0]
+    h = h if kept is None else jnp.where(kept[:, None], h, 0)
+    zero = jnp.zeros(n, dtype)
+    spread = zero if static.options.spread else None
+    start = _Seen(
+        Statistics(jnp.full(n, -jnp.inf, dtype), jnp.full(n, -1, dtype)),
+        label=jnp.full(n, -1, jnp.int32) if y is None else y,
+        z_y=zero,
+        gaps=spread,
+        share=spread,
+        E=zero if entropy else None,
+    )
+
+    def see(seen: _Seen, i: Index) -> _Seen:
+        block = _block(static, i, w, b, y, c, dtype)
+        return _see(seen, _logits(static, h, block.w, block.b), block)
+
+    seen = _pieces(static, w).sweep(see, start)
+    m, S = seen.stats
+    fault = ~jnp.isfinite(m) | jnp.isnan(S) | (seen.label < 0)
+    fault = fault if kept is None else fault & kept
+    stats = Statistics(m, jnp.where(fault, jnp.nan, S))
+    rest = jnp.log1p(stats.S)
+    keep = lambda x: x if kept is None else jnp.where(kept, x, 0)
+    out_spread = out_entropy = None
+    if seen.gaps is not None and seen.share is not None:
+        out_spread = keep(seen.gaps + scale(seen.share, rest))
+    if seen.E is not None:
+        out_entropy = keep(rest + seen.E / (1 + stats.S))
+    nll = keep(_rows.nll_of(seen.z_y, stats))
+    label = jnp.where(fault, -1, seen.label)
+    return Row(nll, keep(log_normaliser(stats)), out_spread, out_entropy, label, *stats)
+
+
+class _Perturbed(NamedTuple):
+    """Whether a derivative is asked for: in the structure, () or None, and not as a value."""
+
+    h: tuple[()] | None
+    w: tuple[()] | None
+    b: tuple[()] | None
+    c: tuple[()] | None
+
+
+def _fwd(static, entropy, h, w, b, y, c, kept):
+    given = h, w, b, y, c, kept
+    values = jax.tree.map(lambda x: x.value, given)
+    asked = (() if perturbed(x) else None for x in (h, w, b, c))
+    row = numbers(static, entropy, *values)
+    return row, (values, row, _Perturbed(*asked))
+
+
+class _Slopes(NamedTuple):
+    h: Float[Array, "N D"] | None
+    w: Float[Array, "_ _"] | None
+    b: Float[Array, "V"] | None
+    c: Float[Array, "V"] | None
+
+
+def _bwd(static, _, saved, cotangents: Row):
+    (h, w, b, y, c, kept), row, asked = saved
+    dtype, pieces = row.nll.dtype, _pieces(static, w)
+    dnll, dlse, dspread, dentropy = (
+        None if isinstance(x, SymbolicZero) else x for x in cotangents[:4]
+    )
+    # A row of weight 0 passes nothing back, whatever it holds: a row of zeros is put in its place.
+    heard = jnp.isfinite(row.m + row.S)
+    for cotangent in (dnll, dlse, dspread, dentropy):
+        heard = heard if cotangent is None else heard | (cotangent != 0)
+    heard = heard if kept is None else kept & heard
+    only = lambda x: None if x is None else jnp.where(heard, x, 0)
+    dnll, dlse, dspread, dentropy = map(only, (dnll, dlse, dspread, dentropy))
+    h_heard = jnp.where(heard[:, None], h, 0)
+    share = None
+    if dspread is not None:
+        share = jnp.asarray(w.shape[static.classes_axis], dtype) if c is None else jnp.sum(c)
+        share = jnp.broadcast_to(share, dspread.shape)
+    # lse keeps its derivative, and m and S its digits.
+    m, S = map(only, lax.stop_gradient((row.m, row.S)))
+    nll, lse, entropy = map(only, (row.nll, row.lse, row.entropy))
+    log1p_S = _rows.changing_as(jnp.log1p(S), lse)
+    largest = jnp.finfo(dtype).max
+
+    def back(slopes: _Slopes, i: Index) -> _Slopes:
+        block = _block(static, i, w, b, row.label, c, dtype)
+        u = project(static, h_heard, block.w, block.b)
+        z, pull = jax.vjp(partial(effective, static.options, None), u)
+        z = jnp.where(heard[:, None], z, 0)
+        p = _rows.probabilities(z, Statistics(m, S), lse)
+        target = is_label(block.y, z), jnp.expm1(-nll)
+        c_i = None if block.c is None else block.c[None, :]
+        dz = jnp.zeros_like(p)
+        if not dnll is dlse is dspread is None:
+            dz = derivative(p, target, c_i, dnll=dnll, dlse=dlse, dspread=dspread, total=share)
+        each = jnp.minimum((m[:, None] - z) + log1p_S[:, None], largest)
+        if dentropy is not None and entropy is not None:
+            dz = dz + dentropy[:, None] * (p * (each - entropy[:, None]))
+        (dz,) = pull(jnp.where(heard[:, None], dz, 0))
+        narrow = rounded(dz, h, w)
+        dh, dw, db, dc = slopes
+        if dh is not None:
+            dh = dh + to_hidden(static, narrow, block.w, dtype)
+        if dw is not None:
+            dw_i = to_head(static, h_heard, narrow, dtype).astype(dw.dtype)
+            dw = pieces.put(dw, dw_i, i, static.classes_axis)
+        if db is not None:
+            db = pieces.put(db, jnp.sum(dz, axis=0).astype(db.dtype), i)
+        if dc is not None and dspread is not None:
+            dc = pieces.put(dc, jnp.sum(dspread[:, None] * each, axis=0), i)
+        return _Slopes(dh, dw, db, dc)
+
+    start = _Slopes(
+        None if asked.h is None else jnp.zeros(h.shape, dtype),
+        None if asked.w is None else jnp.zeros_like(w),
+        None if asked.b is None or b is None else jnp.zeros_like(b),
+        None if asked.c is None or c is None or dspread is None else jnp.zeros_like(c),
+    )
+    dh, dw, db, dc = pieces.sweep(back, start)
+    dh = None if dh is None else dh.astype(h.dtype)
+    return dh, dw, db, None, dc, None
+
+
+numbers.defvjp(_fwd, _bwd, symbolic_zeros=True)
+
+
+def losses(
+    static: Static,
+    h: Hidden,
+    w: Head,
+    b: Bias | None,
+    y: Labels,
+    c: ClassWeights | None,
+    kept: RowMask | None,
+    by: Coefficients,
+) -> PerRow:
+    """Each row's loss."""
+    row = numbers(static, False, h, w, b, y, c, kept)
+    return weigh(by, row.nll, row.lse, row.spread)
