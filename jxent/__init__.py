@@ -5,7 +5,13 @@ What the model said comes first, what was true second, every option by keyword; 
 Training losses: one call, a scalar by default, custom gradients
 
     cross_entropy(logits, targets, ...)     integer labels or distributions, every option
-    label_weights(labels, ...)              the denominator of its mean, before the model runs
+    linear_cross_entropy(hidden, head, labels, ...)     the same of hidden @ head, logits not stored
+    label_weights(labels, ...)              the denominator of their mean, before the model runs
+
+Of a large vocabulary, logits not stored, two numbers a row
+
+    linear_log_probs(hidden, head, labels, ...)         the label's log-probability, the entropy
+    linear_predictions(hidden, head, ...)               the most probable class, its log-probability
 
 Row losses: optax's names and arguments, one loss a row, every transformation
 
@@ -27,6 +33,8 @@ from jxent.binary import sigmoid_focal_loss as sigmoid_focal_loss
 from jxent.divergence import kl_divergence as kl_divergence
 from jxent.divergence import kl_divergence_with_log_targets as kl_divergence_with_log_targets
 from jxent.linear import linear_cross_entropy as linear_cross_entropy
+from jxent.linear import linear_log_probs as linear_log_probs
+from jxent.linear import linear_predictions as linear_predictions
 from jxent.losses import cross_entropy as cross_entropy
 from jxent.losses import label_weights as label_weights
 from jxent.softmax import poly_loss_cross_entropy as poly_loss_cross_entropy
@@ -40,6 +48,8 @@ from jxent.softmax import softmax_focal_loss as softmax_focal_loss
 __all__ = [
     "cross_entropy",
     "linear_cross_entropy",
+    "linear_log_probs",
+    "linear_predictions",
     "label_weights",
     "softmax_cross_entropy_with_integer_labels",
     "softmax_cross_entropy",

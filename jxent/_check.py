@@ -7,7 +7,8 @@ probability) are checked here when they are concrete; under jit they become NaN 
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -329,6 +330,20 @@ def implementation(fn: str, x: Any, reduction: Reduction) -> str:
             f"{fn}: implementation='tokens' gives a sum of rows; with reduction='none' use 'vocab'"
         )
     return x
+
+
+@contextmanager
+def reverse_only(fn: str, instead: str) -> Iterator[None]:
+    """Around what carries a custom_vjp: says what to call in its place in forward mode."""
+    try:
+        yield
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            f"{fn}: no forward mode (jvp, linearize, jacfwd) here; use {instead}, or jax.jvp of "
+            "jax.grad for Hessian-vector products"
+        ) from error
 
 
 def _static(fn: str, name: str, x: Any) -> float:

@@ -273,7 +273,8 @@ def _bwd(options, saved, cotangents: Numbers):
     for cotangent in cotangents:
         silent = silent if cotangent is None else silent & (cotangent == 0)
     heard = ~silent if kept is None else kept & ~silent
-    dnll, dlse, dspread = (None if d is None else _only(heard, d) for d in cotangents)
+    dnll = _only(heard, cotangents.nll)
+    dlse, dspread = (None if d is None else _only(heard, d) for d in cotangents[1:])
     slope = _slopes(z, targets, c, mask, row, heard)
     dz = derivative(slope.p, slope.target, slope.c, dnll=dnll, dlse=dlse, dspread=dspread)
     (du,) = pull(dz)

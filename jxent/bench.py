@@ -3,9 +3,9 @@
 Every contender is a process of its own, because programs that share one disturb each other, and
 keeps the memory it frees, because whether the system takes 32 MB back is a lottery that costs five
 times the loss; rounds are interleaved and their order rotates; what is shown is the median, over
-rounds, of a contender's time divided by optax's in the same round.  optax runs twice: how far it is from itself says what a
-difference means.  Each contender's loss and gradient are compared with float64 in the same run, so
-that a speed-up cannot be a mistake.
+rounds, of a contender's time divided by optax's in the same round.  optax runs twice: how far it
+is from itself says what a difference means.  Each contender's loss and gradient are compared with
+float64 in the same run, so that a speed-up cannot be a mistake.
 """
 
 import multiprocessing

@@ -1,5 +1,7 @@
 """Losses of a projection whose logits are never stored."""
 
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ from jxent._compat import vary_alike
 from jxent._dense import Options
 from jxent._linear import reference, tokens, vocab
 from jxent._linear.cut import budgeted
-from jxent._linear.head import Bias, Head, Layout, Static, dtype_of
+from jxent._linear.head import Bias, Head, Layout, Static, classes_axis, dtype_of
 from jxent._reduce import denominator, divide, over_devices, reduce
 from jxent._typing import (
     ArrayLike,
@@ -26,7 +28,11 @@ from jxent._typing import (
 from jxent._weights import kept_rows, narrow
 from jxent.losses import prepare
 
-_WAYS = {"tokens": tokens.losses, "vocab": vocab.losses, "reference": reference.losses}
+_WAYS: dict[str, Callable[..., jax.Array]] = {
+    "tokens": tokens.losses,
+    "vocab": vocab.losses,
+    "reference": reference.losses,
+}
 
 
 def linear_cross_entropy(
@@ -121,13 +127,14 @@ def linear_cross_entropy(
     fn = "linear_cross_entropy"
     h = _check.hidden(fn, hidden)
     w = _check.head(fn, head, head_layout, h)
-    rows, classes = h.shape[:-1], w.shape[1 if head_layout == "dv" else 0]
+    rows, classes = h.shape[:-1], w.shape[classes_axis(head_layout)]
     y = _check.labels(fn, labels, rows)
     where_rows = _check.rows_kept(fn, where, rows)
     kept = kept_rows(y, where_rows, _check.ignore_index(fn, ignore_index, labelled=True))
     _check.label_values(fn, labels, classes, kept)
     reduction = _check.reduction(fn, reduction, normalizer=normalizer, axis_name=axis_name)
-    return _linear_cross_entropy(
+    run = partial(
+        _linear_cross_entropy,
         h,
         w,
         y,
@@ -146,21 +153,16 @@ def linear_cross_entropy(
         chunk_size=_check.chunk_size(fn, chunk_size),
         precision=precision,
     )
+    with _check.reverse_only(fn, "implementation='reference'"):
+        return run()
+
+
+_OPTIONS = ("head_layout", "logit_softcap", "chunk_size", "precision")
 
 
 @partial(
     jax.jit,
-    static_argnames=(
-        "head_layout",
-        "label_smoothing",
-        "z_loss",
-        "logit_softcap",
-        "reduction",
-        "axis_name",
-        "way",
-        "chunk_size",
-        "precision",
-    ),
+    static_argnames=(*_OPTIONS, "label_smoothing", "z_loss", "reduction", "axis_name", "way"),
     inline=True,
 )
 def _linear_cross_entropy(
@@ -184,7 +186,7 @@ def _linear_cross_entropy(
     precision: Any,
 ) -> jax.Array:
     rows, dtype = h.shape[:-1], dtype_of(h, w, b)
-    classes = w.shape[1 if head_layout == "dv" else 0]
+    classes = w.shape[classes_axis(head_layout)]
     said = prepare(
         "linear_cross_entropy",
         dtype,
@@ -198,17 +200,17 @@ def _linear_cross_entropy(
         z_loss=z_loss,
         logit_softcap=logit_softcap,
     )
-    flat = lambda x: x.reshape(-1)
-    each = lambda x: flat(jnp.broadcast_to(jnp.asarray(x, dtype), rows))
-    y, kept = jax.tree.map(flat, (said.targets, kept))
-    by, c = jax.tree.map(each, said.by), said.class_weights if said.options.spread else None
+    y, kept = jax.tree.map(jnp.ravel, (said.targets, kept))
+    each_row = lambda x: jnp.broadcast_to(jnp.asarray(x, dtype), rows).ravel()  # noqa: E731
+    by, c = jax.tree.map(each_row, said.by), said.class_weights if said.options.spread else None
     summed = way == "tokens"
     if summed and reduction == "mean":
         # Before the sum and not after it, so that a slope of 1 leaves the gradients as they are.
         by = jax.tree.map(partial(divide, by=denominator(said.weights, normalizer, axis_name)), by)
-    size = chunk_size or budgeted(y.size if way == "vocab" else classes)
-    static = Static(head_layout, precision, size, said.options)
-    operands = vary_alike(h.reshape(-1, h.shape[-1]), w, b, y, c, kept, *by)
+    default = budgeted("classes", y.size) if way == "vocab" else budgeted("rows", classes)
+    static = Static(head_layout, precision, chunk_size or default, said.options)
+    hidden = h.reshape(math.prod(rows), h.shape[-1])
+    operands = vary_alike(hidden, w, b, y, c, kept, *by)
     losses = _WAYS[way](static, *operands[:6], type(by)(*operands[6:]))
     if summed:
         return over_devices(losses, axis_name)
@@ -219,3 +221,194 @@ def _linear_cross_entropy(
         normalizer=normalizer,
         axis_name=axis_name,
     )
+
+
+class LogProbs(NamedTuple):
+    """What `linear_log_probs` gives: two numbers a row, in nats."""
+
+    log_probs: PerRow
+    entropy: PerRow
+
+
+def linear_log_probs(
+    hidden: ArrayLike,
+    head: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    head_layout: Layout = "dv",
+    where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    logit_softcap: float | None = None,
+    chunk_size: int | None = None,
+    precision: Any = None,
+) -> LogProbs:
+    """Each label's log-probability and each row's entropy, the logits never stored.
+
+        z = hidden·head + bias        log p_y = z_y − lse        H = −Σ_v p_v log p_v
+        ∂log p_y/∂z = e_y − p                                    ∂H/∂z_v = −p_v (log p_v + H)
+
+    What policy gradients, importance ratios and distillation are made of. Both come from one pass
+    over the vocabulary and are differentiable; the way is that of "vocab" in
+    `linear_cross_entropy`, whose other arguments these are.
+
+    Args:
+      hidden: `[*n, D]`, floating point; divide it by a temperature for one.
+      head: `[D, V]`, or `[V, D]` with head_layout="vd".
+      labels: integers `[*n]` in [0, V), for example the tokens that were sampled.
+      bias: `[V]`; −inf excludes a class.
+      head_layout: "dv" or "vd".
+      where: boolean `[*n]`: rows to keep. Both numbers of dropped rows are 0.
+      ignore_index: rows with this label are dropped.
+      logit_softcap: κ > 0, static.
+      chunk_size: classes in a block.
+      precision: of every matrix product.
+
+    Returns:
+      `LogProbs(log_probs, entropy)`, each `[*n]` in nats, float32 (float64 if an operand is).
+
+    Raises:
+      TypeError, ValueError: as `linear_cross_entropy`.
+
+    Saved for the backward pass: the arguments and seven numbers per row.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jxent
+      >>> hidden = jax.random.normal(jax.random.key(0), (3, 4))
+      >>> head = jax.random.normal(jax.random.key(1), (4, 1000))
+      >>> out = jxent.linear_log_probs(hidden, head, jnp.array([3, 1, 4]))
+      >>> bool(jnp.all(out.log_probs < 0)), bool(jnp.all(out.entropy < jnp.log(1000)))
+      (True, True)
+
+    Source:
+      Shannon, *A Mathematical Theory of Communication* (1948); Williams, *Simple Statistical
+      Gradient-Following Algorithms* (1992), for what is done with both.
+    """
+    fn = "linear_log_probs"
+    h = _check.hidden(fn, hidden)
+    w = _check.head(fn, head, head_layout, h)
+    rows, classes = h.shape[:-1], w.shape[classes_axis(head_layout)]
+    y = _check.labels(fn, labels, rows)
+    where_rows = _check.rows_kept(fn, where, rows)
+    kept = kept_rows(y, where_rows, _check.ignore_index(fn, ignore_index, labelled=True))
+    _check.label_values(fn, labels, classes, kept)
+    run = partial(
+        _linear_rows,
+        fn,
+        h,
+        w,
+        y,
+        _check.bias(fn, bias, classes),
+        kept,
+        head_layout=head_layout,
+        logit_softcap=_check.softcap(fn, logit_softcap),
+        chunk_size=_check.chunk_size(fn, chunk_size),
+        precision=precision,
+    )
+    with _check.reverse_only(fn, "the row losses on stored logits"):
+        row = run()
+    assert row.entropy is not None
+    return LogProbs(-row.nll, row.entropy)
+
+
+class Predictions(NamedTuple):
+    """What `linear_predictions` gives: a class and its log-probability a row."""
+
+    labels: Labels
+    log_probs: PerRow
+
+
+def linear_predictions(
+    hidden: ArrayLike,
+    head: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    head_layout: Layout = "dv",
+    logit_softcap: float | None = None,
+    chunk_size: int | None = None,
+    precision: Any = None,
+) -> Predictions:
+    """The most probable class of each row and its log-probability, the logits never stored.
+
+        z = hidden·head + bias        label = argmax_v z_v        log p = −log1p(S)
+
+    with S = Σ exp(z − max z) without the maximum itself. Ties go to the first class, as in
+    `jnp.argmax`. The log-probability is differentiable, at the class that was chosen.
+
+    Args:
+      hidden: `[*n, D]`, floating point.
+      head: `[D, V]`, or `[V, D]` with head_layout="vd".
+      bias: `[V]`; −inf excludes a class.
+      head_layout: "dv" or "vd".
+      logit_softcap: κ > 0, static.
+      chunk_size: classes in a block.
+      precision: of every matrix product.
+
+    Returns:
+      `Predictions(labels, log_probs)`, `[*n]` each: int32, and nats in float32 (float64 if an
+      operand is). A row with NaN or +inf among its logits, or nothing but −inf, is (−1, NaN).
+
+    Raises:
+      TypeError, ValueError: as `linear_cross_entropy`.
+
+    Saved for the backward pass: the arguments and five numbers per row.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jxent
+      >>> hidden = jax.random.normal(jax.random.key(0), (3, 4))
+      >>> head = jax.random.normal(jax.random.key(1), (4, 1000))
+      >>> out = jxent.linear_predictions(hidden, head)
+      >>> bool(jnp.all(out.labels == jnp.argmax(hidden @ head, axis=-1)))
+      True
+
+    Source:
+      Goodfellow, Bengio, Courville, *Deep Learning* (2016), §6.2.2.
+    """
+    fn = "linear_predictions"
+    h = _check.hidden(fn, hidden)
+    w = _check.head(fn, head, head_layout, h)
+    run = partial(
+        _linear_rows,
+        fn,
+        h,
+        w,
+        None,
+        _check.bias(fn, bias, w.shape[classes_axis(head_layout)]),
+        None,
+        head_layout=head_layout,
+        logit_softcap=_check.softcap(fn, logit_softcap),
+        chunk_size=_check.chunk_size(fn, chunk_size),
+        precision=precision,
+    )
+    with _check.reverse_only(fn, "the row losses on stored logits"):
+        row = run()
+    return Predictions(row.label, -row.nll)
+
+
+@partial(jax.jit, static_argnames=("fn", *_OPTIONS), inline=True)
+def _linear_rows(
+    fn: str,
+    h: jax.Array,
+    w: Head,
+    y: Labels | None,
+    b: Bias | None,
+    kept: RowMask | None,
+    *,
+    head_layout: Layout,
+    logit_softcap: float | None,
+    chunk_size: int | None,
+    precision: Any,
+) -> vocab.Row:
+    """The numbers of each row; the entropy too when there are labels."""
+    rows, classes = h.shape[:-1], w.shape[classes_axis(head_layout)]
+    narrowed = None
+    if y is not None:
+        narrowed = narrow(y, classes)
+        _check.traced_labels(fn, y, narrowed, kept, classes)
+    narrowed, kept = jax.tree.map(jnp.ravel, (narrowed, kept))
+    hidden = h.reshape(math.prod(rows), h.shape[-1])
+    size = chunk_size or budgeted("classes", hidden.shape[0])
+    static = Static(head_layout, precision, size, Options(softcap=logit_softcap, lse=True))
+    h_, w_, b_, y_, kept_ = vary_alike(hidden, w, b, narrowed, kept)
+    row = vocab.numbers(static, y is not None, h_, w_, b_, y_, None, kept_)
+    return jax.tree.map(lambda x: x.reshape(rows), row)

@@ -116,7 +116,8 @@ def cross_entropy(
     where_rows, mask = _check.where(fn, where, z.shape)
     kept = kept_rows(t, where_rows, ignore)
     _check.label_values(fn, targets, z.shape[-1], kept)
-    return _cross_entropy(
+    run = partial(
+        _cross_entropy,
         z,
         t,
         kept,
@@ -130,6 +131,8 @@ def cross_entropy(
         reduction=_check.reduction(fn, reduction, normalizer=normalizer, axis_name=axis_name),
         axis_name=axis_name,
     )
+    with _check.reverse_only(fn, "softmax_cross_entropy or its integer-label form"):
+        return run()
 
 
 @partial(

@@ -88,7 +88,9 @@ def assert_close(
         e_, tol_ = e[something], tol[something]
         wrongs = {"zeros": 0 * e_, "the opposite sign": -e_}
         if not cancels:
-            wrongs["ten times the tolerance"] = e_ * (1 + 10 * (tol_ - _FLUSHED * tiny) / size[something])
+            wrongs["ten times the tolerance"] = e_ * (
+                1 + 10 * (tol_ - _FLUSHED * tiny) / size[something]
+            )
         for name, wrong in wrongs.items():
             if np.all(np.abs(wrong - e_) <= tol_):
                 raise AssertionError(f"{err_msg}: the tolerance would accept {name} for {e}")

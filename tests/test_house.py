@@ -23,14 +23,19 @@ LAYERS = [
     ["_typing", "_compat", "_check"],  # words
     ["_product", "_rows", "_weights", "_reduce"],  # one row's mathematics
     ["_dense"],  # the formula attached to JAX
-    ["losses", "softmax", "binary", "divergence", "testing"],  # what people call
+    ["_linear", "_linear.cut", "_linear.head"],
+    ["_linear.reference", "_linear.tokens", "_linear.vocab"],
+    ["losses", "linear", "softmax", "binary", "divergence", "testing"],  # what people call
     ["gradcheck", "bench", "demo", "report", "cli", "__main__"],  # programs
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 
 
-def imported(path: Path, package: str) -> set[str]:
+def imported(path: Path) -> set[str]:
     """The package's modules that a file imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -39,14 +44,12 @@ def imported(path: Path, package: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
-    return {name.split(".")[1] for name in found if name.startswith(f"{package}.")}
+    named = {name.removeprefix("jxent.") for name in found if name.startswith("jxent.")}
+    modules = {name if name in MODULES else name.rpartition(".")[0] for name in named}
+    return modules & set(MODULES)
 
 
-IMPORTS = {
-    name: imported(PACKAGE / f"{name}.py", "jxent") & set(MODULES)
-    for name in MODULES
-    if name != "__init__"
-}
+IMPORTS = {name: imported(path) for name, path in MODULES.items() if name != "__init__"}
 
 
 def test_every_file_has_a_layer():

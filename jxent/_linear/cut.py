@@ -5,7 +5,7 @@ piece has one shape, one body is compiled, and nothing is copied to make room.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,29 +16,34 @@ Carry = TypeVar("Carry")
 Index = Integer[Array, ""]
 
 
-# Logits to hold at a time, in bytes, and the least size that keeps a device busy: an accelerator
-# reads and writes the whole of dhead for every chunk of rows.
-_BUDGET = {"cpu": (2**26, 512)}
-_ACCELERATOR = (2**30, 4096)
+# Logits to hold at a time, in bytes, and the least size that keeps a device busy: every chunk of
+# rows reads and writes the whole of dhead, every block of classes the whole of dhidden.
+_BUDGET = {
+    ("rows", "cpu"): (2**26, 512),
+    ("classes", "cpu"): (2**24, 512),
+    ("rows", "accelerator"): (2**30, 4096),
+    ("classes", "accelerator"): (2**28, 4096),
+}
 
 
-def budgeted(length: int) -> int:
-    """The size of a piece that holds `length` logits an entry."""
-    budget, least = _BUDGET.get(jax.default_backend(), _ACCELERATOR)
-    return max(least, budget // (4 * max(length, 1)))
+def budgeted(axis: Literal["rows", "classes"], other: int) -> int:
+    """The size of a piece of one axis of the logits, given the length of the other."""
+    device = "cpu" if jax.default_backend() == "cpu" else "accelerator"
+    budget, least = _BUDGET[axis, device]
+    return max(least, budget // (4 * max(other, 1)))
 
 
 class Cut(NamedTuple):
-    """`count` pieces of `size`, which together make `length`."""
+    """`number` pieces of `size`, which together make `length`."""
 
     length: int
-    count: int
+    number: int
     size: int
 
     @property
     def first(self) -> int:
         """How many entries piece 0 owns."""
-        return self.length - (self.count - 1) * self.size
+        return self.length - (self.number - 1) * self.size
 
     def start(self, i: Index) -> Index:
         """Where piece i begins."""
@@ -56,7 +61,7 @@ class Cut(NamedTuple):
 
     def take(self, x: Shaped[Array, "..."], i: Index, axis: int = 0) -> Shaped[Array, "..."]:
         """Piece i of x."""
-        if self.count == 1:
+        if self.number == 1:
             return x
         return lax.dynamic_slice_in_dim(x, self.start(i), self.size, axis)
 
@@ -64,17 +69,17 @@ class Cut(NamedTuple):
         self, x: Shaped[Array, "..."], part: Shaped[Array, "..."], i: Index, axis: int = 0
     ) -> Shaped[Array, "..."]:
         """x with piece i replaced."""
-        if self.count == 1:
+        if self.number == 1:
             return part
         return lax.dynamic_update_slice_in_dim(x, part, self.start(i), axis)
 
     def sweep(self, body: Callable[[Carry, Index], Carry], carry: Carry) -> Carry:
         """Body after body over the pieces in order; a derivative computes each again."""
         # What a piece makes on its way is as large as what a cut is there to avoid.
-        forgetting = jax.checkpoint(body, prevent_cse=self.count == 1)
-        if self.count == 1:
+        forgetting = jax.checkpoint(body, prevent_cse=self.number == 1)
+        if self.number == 1:
             return forgetting(carry, jnp.int32(0))
-        pieces = lax.iota(jnp.int32, self.count)
+        pieces = lax.iota(jnp.int32, self.number)
         return lax.scan(lambda carry, i: (forgetting(carry, i), None), carry, pieces)[0]
 
 

@@ -22,6 +22,11 @@ Head = Float[Array, "_ _"]
 Bias = Float[Array, "V"]
 
 
+def classes_axis(layout: Layout) -> int:
+    """The head's axis of classes."""
+    return 1 if layout == "dv" else 0
+
+
 class Static(NamedTuple):
     """What is fixed when tracing."""
 
@@ -33,7 +38,7 @@ class Static(NamedTuple):
     @property
     def classes_axis(self) -> int:
         """The head's axis of classes."""
-        return 1 if self.layout == "dv" else 0
+        return classes_axis(self.layout)
 
 
 def dtype_of(h: Hidden, w: Head, b: Bias | None) -> jnp.dtype:
@@ -44,9 +49,7 @@ def dtype_of(h: Hidden, w: Head, b: Bias | None) -> jnp.dtype:
 
 def _dot(static: Static, a: Array, b: Array, axes: tuple[int, int], dtype: jnp.dtype) -> Array:
     contract = ((axes[:1], axes[1:]), ((), ()))
-    return lax.dot_general(
-        a, b, contract, precision=static.precision, preferred_element_type=dtype
-    )
+    return lax.dot_general(a, b, contract, precision=static.precision, preferred_element_type=dtype)
 
 
 def project(static: Static, h: Hidden, w: Head, b: Bias | None) -> Logits:

@@ -158,7 +158,10 @@ def numbers(
     fault = fault if kept is None else fault & kept
     stats = Statistics(m, jnp.where(fault, jnp.nan, S))
     rest = jnp.log1p(stats.S)
-    keep = lambda x: x if kept is None else jnp.where(kept, x, 0)
+
+    def keep(x: PerRow) -> PerRow:
+        return x if kept is None else jnp.where(kept, x, 0)
+
     out_spread = out_entropy = None
     if seen.gaps is not None and seen.share is not None:
         out_spread = keep(seen.gaps + scale(seen.share, rest))
@@ -194,7 +197,7 @@ class _Slopes(NamedTuple):
 
 
 def _bwd(static, _, saved, cotangents: Row):
-    (h, w, b, y, c, kept), row, asked = saved
+    (h, w, b, _y, c, kept), row, asked = saved
     dtype, pieces = row.nll.dtype, _pieces(static, w)
     dnll, dlse, dspread, dentropy = (
         None if isinstance(x, SymbolicZero) else x for x in cotangents[:4]
@@ -204,16 +207,21 @@ def _bwd(static, _, saved, cotangents: Row):
     for cotangent in (dnll, dlse, dspread, dentropy):
         heard = heard if cotangent is None else heard | (cotangent != 0)
     heard = heard if kept is None else kept & heard
-    only = lambda x: None if x is None else jnp.where(heard, x, 0)
-    dnll, dlse, dspread, dentropy = map(only, (dnll, dlse, dspread, dentropy))
+
+    def only(x: PerRow) -> PerRow:
+        return jnp.where(heard, x, 0)
+
+    dnll, dlse, dspread, dentropy = (
+        None if x is None else only(x) for x in (dnll, dlse, dspread, dentropy)
+    )
     h_heard = jnp.where(heard[:, None], h, 0)
     share = None
     if dspread is not None:
         share = jnp.asarray(w.shape[static.classes_axis], dtype) if c is None else jnp.sum(c)
         share = jnp.broadcast_to(share, dspread.shape)
     # lse keeps its derivative, and m and S its digits.
-    m, S = map(only, lax.stop_gradient((row.m, row.S)))
-    nll, lse, entropy = map(only, (row.nll, row.lse, row.entropy))
+    m, S, nll, lse = map(only, (*lax.stop_gradient((row.m, row.S)), row.nll, row.lse))
+    entropy = None if row.entropy is None else only(row.entropy)
     log1p_S = _rows.changing_as(jnp.log1p(S), lse)
     largest = jnp.finfo(dtype).max
 
@@ -223,6 +231,7 @@ def _bwd(static, _, saved, cotangents: Row):
         z, pull = jax.vjp(partial(effective, static.options, None), u)
         z = jnp.where(heard[:, None], z, 0)
         p = _rows.probabilities(z, Statistics(m, S), lse)
+        assert block.y is not None
         target = is_label(block.y, z), jnp.expm1(-nll)
         c_i = None if block.c is None else block.c[None, :]
         dz = jnp.zeros_like(p)
@@ -230,7 +239,8 @@ def _bwd(static, _, saved, cotangents: Row):
             dz = derivative(p, target, c_i, dnll=dnll, dlse=dlse, dspread=dspread, total=share)
         each = jnp.minimum((m[:, None] - z) + log1p_S[:, None], largest)
         if dentropy is not None and entropy is not None:
-            dz = dz + dentropy[:, None] * (p * (each - entropy[:, None]))
+            told = jnp.where(p == 0, 0, each - entropy[:, None])  # 0·∞ = 0, to any order
+            dz = dz + dentropy[:, None] * (p * told)
         (dz,) = pull(jnp.where(heard[:, None], dz, 0))
         narrow = rounded(dz, h, w)
         dh, dw, db, dc = slopes
