@@ -8,14 +8,14 @@ are asked for.  Kept between the passes: the gradients.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jxent import _dense
-from jxent._linear.cut import cut
+from jxent._linear.cut import Index, cut
 from jxent._linear.head import (
     Bias,
     Head,
@@ -28,7 +28,7 @@ from jxent._linear.head import (
     to_head,
     to_hidden,
 )
-from jxent._typing import ClassWeights, Labels, PerRow, RowMask, Scalar
+from jxent._typing import ClassWeights, Labels, Logits, RowMask, Scalar
 from jxent._weights import Coefficients, weigh
 
 
@@ -66,25 +66,18 @@ def losses(
 
 
 def _sweep(static: Static, asked: _Asked, h, w, b, y, c, kept, by) -> tuple[Scalar, Slopes]:
+    """Σ_rows loss, and the slopes that are asked for."""
     dtype = dtype_of(h, w, b)
     pieces = cut(h.shape[0], static.size)
-    zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, dtype))
-    start = Slopes(*(zeros(x) if a else None for x, a in zip((h, w, b, c, by), asked, strict=True)))
 
-    def add(total: PerRow | None, part: PerRow) -> PerRow | None:
-        return None if total is None else total + part
-
-    def put(all_rows: Array | None, part: Array, i: Array) -> Array | None:
-        return None if all_rows is None else pieces.put(all_rows, part, i)
-
-    def chunk(carry: tuple[Scalar, Slopes], i: Array) -> tuple[Scalar, Slopes]:
+    def chunk(carry: tuple[Scalar, Slopes], i: Index) -> tuple[Scalar, Slopes]:
         loss, slopes = carry
         own, keep = pieces.owns(i), None if kept is None else pieces.take(kept, i)
         keep = own if keep is None else keep if own is None else keep & own
-        y_i, by_i = jax.tree.map(lambda x: pieces.take(x, i), (y, by))
-        h_i = _selected(keep, pieces.take(h, i))
+        h_i, y_i, by_i = jax.tree.map(lambda x: pieces.take(x, i), (h, y, by))
+        h_i = _selected(keep, h_i)
 
-        def total(z, c, by):
+        def total(z: Logits, c: ClassWeights | None, by: Coefficients) -> Scalar:
             rows = _dense.training_rows(static.options, z, y_i, c, None, keep)
             return jnp.sum(weigh(by, *rows))
 
@@ -94,17 +87,26 @@ def _sweep(static: Static, asked: _Asked, h, w, b, y, c, kept, by) -> tuple[Scal
         part, pull = jax.vjp(total, z, c, by_i)
         dz, dc, dby = pull(jnp.ones_like(part))
         narrow = rounded(dz, h, w)
-        return loss + part, Slopes(
-            h=put(slopes.h, to_hidden(static, narrow, w, dtype), i) if asked.h else None,
-            w=add(slopes.w, to_head(static, _selected(_heard(by_i, h_i), h_i), narrow, dtype))
-            if asked.w
-            else None,
-            b=add(slopes.b, jnp.sum(dz, axis=0)),
-            c=add(slopes.c, dc),
-            by=None if slopes.by is None else jax.tree.map(partial(put, i=i), slopes.by, dby),
-        )
+        dh, dw, db, dc_before, dby_before = slopes
+        if dh is not None:
+            dh = pieces.put(dh, to_hidden(static, narrow, w, dtype), i)
+        if dw is not None:
+            dw = dw + to_head(static, _selected(_heard(by_i, h_i), h_i), narrow, dtype)
+        if db is not None:
+            db = db + jnp.sum(dz, axis=0)
+        if dc_before is not None:
+            dc_before = dc_before + dc
+        if dby_before is not None:
+            dby_before = jax.tree.map(lambda x, part: pieces.put(x, part, i), dby_before, dby)
+        return loss + part, Slopes(dh, dw, db, dc_before, dby_before)
 
-    return pieces.sweep(chunk, (jnp.zeros((), dtype), start))
+    given = zip((h, w, b, c, by), asked, strict=True)
+    zeros = [_zeros(x, dtype) if wanted else None for x, wanted in given]
+    return pieces.sweep(chunk, (jnp.zeros((), dtype), Slopes(*zeros)))
+
+
+def _zeros(x: Array | Coefficients, dtype: jnp.dtype) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), x)
 
 
 def _selected(rows: RowMask | None, h: Hidden) -> Hidden:
