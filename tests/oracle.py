@@ -579,3 +579,45 @@ def sigmoid_focal_loss(
         * (power * ((1 - y) * p + y * q) + times(ce * np.abs(du_dx), slope)),
     }
     return Loss(value, gradient, scale)
+
+
+def linear_cross_entropy(
+    hidden: Any,
+    head: Any,
+    labels: Any,
+    *,
+    bias: Any = None,
+    head_layout: str = "dv",
+    where: Any = None,
+    ignore_index: int | None = None,
+    **options: Any,
+) -> Loss:
+    """Cross-entropy of z = h·W + b: dh = dz·Wᵀ, dW = hᵀ·dz, db = Σ dz.  0·∞ = 0 in the products."""
+    h, y = _f64(hidden), np.asarray(labels)
+    W = _f64(head) if head_layout == "dv" else _f64(head).T
+    b = np.zeros(W.shape[1]) if bias is None else _f64(bias)
+    kept = np.ones(y.shape, bool) if where is None else np.asarray(where, bool)
+    if ignore_index is not None:
+        kept = kept & (y != ignore_index)
+    h = np.where(kept[..., None], h, 0.0)
+    with np.errstate(invalid="ignore"):
+        z = h @ W + b
+    out = cross_entropy(z, labels, where=where, ignore_index=ignore_index, **options)
+    rows = tuple(range(h.ndim - 1))
+
+    def back(dz: Array, h: Array, W: Array) -> dict[str, Array]:
+        dW = times(dz[..., None, :], h[..., :, None]).sum(rows)
+        return {
+            "hidden": times(dz[..., None, :], W).sum(-1),
+            "head": dW if head_layout == "dv" else dW.T,
+            "bias": dz.sum(rows),
+        }
+
+    same = ("class_weights", "row_weights", "normalizer")
+    return Loss(
+        out.value,
+        back(out.gradient["logits"], h, W) | {name: out.gradient[name] for name in same},
+        {"value": out.scale["value"]}
+        | back(out.scale["logits"], np.abs(h), np.abs(W))
+        | {name: out.scale[name] for name in same},
+    )

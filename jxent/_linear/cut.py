@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Integer, Shaped
 
+from jxent._compat import vary_alike
+
 Carry = TypeVar("Carry")
 Index = Integer[Array, ""]
 
@@ -73,8 +75,13 @@ class Cut(NamedTuple):
             return part
         return lax.dynamic_update_slice_in_dim(x, part, self.start(i), axis)
 
-    def sweep(self, body: Callable[[Carry, Index], Carry], carry: Carry) -> Carry:
-        """Body after body over the pieces in order; a derivative computes each again."""
+    def sweep(self, body: Callable[[Carry, Index], Carry], carry: Carry, like: Array) -> Carry:
+        """Body after body over the pieces in order; a derivative computes each again.
+
+        The carry is marked as varying over a mesh as `like` does, which it will once it is summed.
+        """
+        leaves, structure = jax.tree.flatten(carry)
+        carry = jax.tree.unflatten(structure, vary_alike(like, *leaves)[1:])
         # What a piece makes on its way is as large as what a cut is there to avoid.
         forgetting = jax.checkpoint(body, prevent_cse=self.number == 1)
         if self.number == 1:

@@ -102,3 +102,13 @@ def to_head(static: Static, h: Hidden, by: Rounded, dtype: jnp.dtype) -> Head:
 def perturbed(argument: Any) -> bool:
     """Whether a derivative is asked for, of an argument to a forward rule with symbolic zeros."""
     return any(x.perturbed for x in jax.tree.leaves(argument))
+
+
+def flag(up: bool) -> Float[Array, "_"]:
+    """A boolean in an array's shape: what a rule saves must have one structure whatever it says."""
+    return jnp.zeros(int(up))
+
+
+def raised(flag: Float[Array, "_"]) -> bool:
+    """What it says."""
+    return flag.size == 1

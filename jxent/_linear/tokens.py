@@ -102,7 +102,7 @@ def _sweep(static: Static, asked: _Asked, h, w, b, y, c, kept, by) -> tuple[Scal
 
     given = zip((h, w, b, c, by), asked, strict=True)
     zeros = [_zeros(x, dtype) if wanted else None for x, wanted in given]
-    return pieces.sweep(chunk, (jnp.zeros((), dtype), Slopes(*zeros)))
+    return pieces.sweep(chunk, (jnp.zeros((), dtype), Slopes(*zeros)), like=h)
 
 
 def _zeros(x: Array | Coefficients, dtype: jnp.dtype) -> Any:
@@ -126,21 +126,20 @@ def _heard(by: Coefficients, h: Hidden) -> RowMask:
 def _fwd(static, h, w, b, y, c, kept, by):
     given = h, w, b, y, c, kept, by
     h, w, b, y, c, kept, by = jax.tree.map(lambda x: x.value, given)
+    operands = (h, w, b, c, by)
     asked = _Asked(*(perturbed(given[i]) for i in (0, 1, 2, 4, 6)))
     loss, slopes = _sweep(static, asked, h, w, b, y, c, kept, by)
-    # Their dtypes are kept as empty arrays: residuals hold nothing else.
-    like = jax.tree.map(lambda x: jnp.zeros((0,), x.dtype), (h, w, b, c, by))
-    return loss, (slopes, like)
+    # One structure whatever is asked: nothing is an empty array, and so is a dtype to remember.
+    empty = partial(jax.tree.map, lambda x: jnp.zeros(0, x.dtype))
+    told = [empty(x) if slope is None else slope for slope, x in zip(slopes, operands, strict=True)]
+    return loss, (told, empty(operands))
 
 
-def _bwd(static, saved, g):
-    slopes, like = saved
+def _bwd(_, saved, g):
+    def back(slope: Array, like: Array) -> Array | None:
+        return None if slope.shape == (0,) else (g * slope).astype(like.dtype)
 
-    def back(slope: Array | None, like: Array | None) -> Array | None:
-        return None if slope is None or like is None else (g * slope).astype(like.dtype)
-
-    h, w, b, c = map(back, slopes[:4], like[:4])
-    by = None if slopes.by is None else jax.tree.map(lambda slope: g * slope, slopes.by)
+    h, w, b, c, by = jax.tree.map(back, *saved)
     return h, w, b, None, c, None, by
 
 

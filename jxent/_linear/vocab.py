@@ -13,13 +13,12 @@ class, and the entropy of the row, from E = Σ_v exp(z_v − m)(m − z_v),
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float
 
 from jxent import _rows
 from jxent._dense import effective
@@ -30,8 +29,10 @@ from jxent._linear.head import (
     Hidden,
     Static,
     dtype_of,
+    flag,
     perturbed,
     project,
+    raised,
     rounded,
     to_head,
     to_hidden,
@@ -135,6 +136,11 @@ def numbers(
     kept: RowMask | None,
 ) -> Row:
     """Each row's numbers; 0 in rows that are not kept, NaN in rows at fault."""
+    return _numbers(static, entropy, h, w, b, y, c, kept)
+
+
+def _numbers(static: Static, entropy: bool, h, w, b, y, c, kept) -> Row:
+    """The same without a rule, which has the same derivatives, only more dearly."""
     dtype, n = dtype_of(h, w, b), h.shape[0]
     h = h if kept is None else jnp.where(kept[:, None], h, 0)
     zero = jnp.zeros(n, dtype)
@@ -152,7 +158,7 @@ def numbers(
         block = _block(static, i, w, b, y, c, dtype)
         return _see(seen, _logits(static, h, block.w, block.b), block)
 
-    seen = _pieces(static, w).sweep(see, start)
+    seen = _pieces(static, w).sweep(see, start, like=h)
     m, S = seen.stats
     fault = ~jnp.isfinite(m) | jnp.isnan(S) | (seen.label < 0)
     fault = fault if kept is None else fault & kept
@@ -172,32 +178,24 @@ def numbers(
     return Row(nll, keep(log_normaliser(stats)), out_spread, out_entropy, label, *stats)
 
 
-class _Perturbed(NamedTuple):
-    """Whether a derivative is asked for: in the structure, () or None, and not as a value."""
-
-    h: tuple[()] | None
-    w: tuple[()] | None
-    b: tuple[()] | None
-    c: tuple[()] | None
-
-
 def _fwd(static, entropy, h, w, b, y, c, kept):
     given = h, w, b, y, c, kept
+    asked = tuple(flag(perturbed(x)) for x in (h, w, b, c))
     values = jax.tree.map(lambda x: x.value, given)
-    asked = (() if perturbed(x) else None for x in (h, w, b, c))
-    row = numbers(static, entropy, *values)
-    return row, (values, row, _Perturbed(*asked))
+    row = _numbers(static, entropy, *values)
+    return row, (values, row, asked)
 
 
 class _Slopes(NamedTuple):
-    h: Float[Array, "N D"] | None
-    w: Float[Array, "_ _"] | None
-    b: Float[Array, "V"] | None
-    c: Float[Array, "V"] | None
+    h: Any
+    w: Any
+    b: Any
+    c: Any
 
 
 def _bwd(static, _, saved, cotangents: Row):
-    (h, w, b, _y, c, kept), row, asked = saved
+    (h, w, b, _y, c, kept), row, flags = saved
+    asked = _Slopes(*map(raised, flags))
     dtype, pieces = row.nll.dtype, _pieces(static, w)
     dnll, dlse, dspread, dentropy = (
         None if isinstance(x, SymbolicZero) else x for x in cotangents[:4]
@@ -256,12 +254,12 @@ def _bwd(static, _, saved, cotangents: Row):
         return _Slopes(dh, dw, db, dc)
 
     start = _Slopes(
-        None if asked.h is None else jnp.zeros(h.shape, dtype),
-        None if asked.w is None else jnp.zeros_like(w),
-        None if asked.b is None or b is None else jnp.zeros_like(b),
-        None if asked.c is None or c is None or dspread is None else jnp.zeros_like(c),
+        jnp.zeros(h.shape, dtype) if asked.h else None,
+        jnp.zeros_like(w) if asked.w else None,
+        jnp.zeros_like(b) if asked.b and b is not None else None,
+        jnp.zeros_like(c) if asked.c and c is not None and dspread is not None else None,
     )
-    dh, dw, db, dc = pieces.sweep(back, start)
+    dh, dw, db, dc = pieces.sweep(back, start, like=h)
     dh = None if dh is None else dh.astype(h.dtype)
     return dh, dw, db, None, dc, None
 
