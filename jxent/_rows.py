@@ -138,11 +138,12 @@ def nll_of(z_y: PerRow, stats: Statistics) -> PerRow:
 def weighted_gap(w: Float[Array, "*#n V"], z: Logits, m: PerRow) -> PerRow:
     """Σ_v w_v (m − z_v), with 0·∞ = 0.
 
-    The 0·∞ is met by a ceiling on m − z_v that is 1/0 − 1 = ∞ where w_v ≠ 0 and 1/1 − 1 = 0 where
-    w_v = 0: arithmetic fuses into one pass, where a select costs XLA:CPU an [N, V] array.
+    The 0·∞ is met by a ceiling on m − z_v: ∞ where w_v ≠ 0, the largest number where w_v = 0.
+    Arithmetic fuses into one pass, where a select costs XLA:CPU an [N, V] array.
     """
-    zero_only = 1 - jnp.abs(lax.stop_gradient(w)) * jnp.asarray(jnp.finfo(z.dtype).max, z.dtype)
-    ceiling = 1 / jnp.maximum(zero_only, 0) - 1
+    largest = jnp.asarray(jnp.finfo(z.dtype).max, z.dtype)
+    zero_only = 1 - jnp.abs(lax.stop_gradient(w)) * largest
+    ceiling = jnp.maximum(1 / jnp.maximum(zero_only, 0), largest)
     m = lax.optimization_barrier(m)  # a broadcast shared with `statistics` would be stored
     return _row_sum(w * jnp.minimum(m[..., None] - z, ceiling))
 

@@ -210,6 +210,11 @@ def _linear_cross_entropy(
     default = budgeted("classes", y.size) if way == "vocab" else budgeted("rows", classes)
     static = Static(head_layout, precision, chunk_size or default, said.options)
     hidden = h.reshape(math.prod(rows), h.shape[-1])
+    if any(isinstance(x, jax.Array) for x in said.by) or normalizer is not None:
+        # A row of weight 0 with ∞ in it is dropped: a slope of 0 times ∞ would be NaN in dhead.
+        counts = jnp.any(jnp.stack([x != 0 for x in by if x is not None]), axis=0)
+        counts = counts | jnp.all(jnp.isfinite(hidden), axis=-1)
+        kept = counts if kept is None else kept & counts
     operands = vary_alike(hidden, w, b, y, c, kept, *by)
     losses = _WAYS[way](static, *operands[:6], type(by)(*operands[6:]))
     if summed:

@@ -6,6 +6,7 @@ Products are added up in the dtype of the loss whatever the operands' dtypes.  B
 the way back dz is rounded to the operands' dtype, so that they are products in that dtype.
 """
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jxent._dense import Options, loss_dtype
-from jxent._typing import Logits
+from jxent._typing import Logits, RowMask
 
 Layout = Literal["dv", "vd"]
 Hidden = Float[Array, "N D"]
@@ -52,11 +53,33 @@ def _dot(static: Static, a: Array, b: Array, axes: tuple[int, int], dtype: jnp.d
     return lax.dot_general(a, b, contract, precision=static.precision, preferred_element_type=dtype)
 
 
+def selected(kept: RowMask | None, x: Float[Array, "N _"]) -> Float[Array, "N _"]:
+    """x, with 0 in rows that are not kept, whatever they hold: 0·∞ would be NaN in dhead."""
+    return x if kept is None else jnp.where(kept[:, None], x, 0)
+
+
 def project(static: Static, h: Hidden, w: Head, b: Bias | None) -> Logits:
     """z = h·w + b."""
     dtype = dtype_of(h, w, b)
     z = _dot(static, h, w, (1, 1 - static.classes_axis), dtype)
     return z if b is None else z + b.astype(dtype)[None, :]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def project_kept(
+    static: Static, kept: RowMask | None, h: Hidden, w: Head, b: Bias | None
+) -> Logits:
+    """`project` of `selected` rows, with logits 0 in the others, without a copy of h."""
+    return selected(kept, project(static, h, w, b))
+
+
+@project_kept.defjvp
+def _project_kept_jvp(static, primals, tangents):
+    kept, h, w, b = primals
+    # Here the copy is made: the other rows' 0·∞ would be NaN in what comes back to the head.
+    run = partial(project, static)
+    _, z_dot = jax.jvp(run, (selected(kept, h), w, b), tangents[1:])
+    return project_kept(static, *primals), selected(kept, z_dot)
 
 
 class Rounded(NamedTuple):

@@ -3,7 +3,7 @@
 from functools import partial
 
 from jxent import _dense
-from jxent._linear.head import Bias, Head, Hidden, Static, project
+from jxent._linear.head import Bias, Head, Hidden, Static, project, selected
 from jxent._typing import ClassWeights, Labels, PerRow, RowMask
 from jxent._weights import Coefficients, weigh
 
@@ -20,4 +20,4 @@ def losses(
 ) -> PerRow:
     """Each row's loss."""
     numbers = _dense.remembering(partial(_dense.numbers, static.options))
-    return weigh(by, *numbers(project(static, h, w, b), y, c, None, kept))
+    return weigh(by, *numbers(project(static, selected(kept, h), w, b), y, c, None, kept))

@@ -25,6 +25,7 @@ from jxent._linear.head import (
     perturbed,
     project,
     rounded,
+    selected,
     to_head,
     to_hidden,
 )
@@ -75,7 +76,7 @@ def _sweep(static: Static, asked: _Asked, h, w, b, y, c, kept, by) -> tuple[Scal
         own, keep = pieces.owns(i), None if kept is None else pieces.take(kept, i)
         keep = own if keep is None else keep if own is None else keep & own
         h_i, y_i, by_i = jax.tree.map(lambda x: pieces.take(x, i), (h, y, by))
-        h_i = _selected(keep, h_i)
+        h_i = selected(keep, h_i)
 
         def total(z: Logits, c: ClassWeights | None, by: Coefficients) -> Scalar:
             rows = _dense.training_rows(static.options, z, y_i, c, None, keep)
@@ -91,7 +92,7 @@ def _sweep(static: Static, asked: _Asked, h, w, b, y, c, kept, by) -> tuple[Scal
         if dh is not None:
             dh = pieces.put(dh, to_hidden(static, narrow, w, dtype), i)
         if dw is not None:
-            dw = dw + to_head(static, _selected(_heard(by_i, h_i), h_i), narrow, dtype)
+            dw = dw + to_head(static, h_i, narrow, dtype)
         if db is not None:
             db = db + jnp.sum(dz, axis=0)
         if dc_before is not None:
@@ -109,20 +110,6 @@ def _zeros(x: Array | Coefficients, dtype: jnp.dtype) -> Any:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), x)
 
 
-def _selected(rows: RowMask | None, h: Hidden) -> Hidden:
-    """h, 0 in other rows, whatever they hold."""
-    return h if rows is None else jnp.where(rows[:, None], h, 0)
-
-
-def _heard(by: Coefficients, h: Hidden) -> RowMask:
-    """All rows but those of weight 0 with an ∞ in them, where a slope of 0 times it would be NaN.
-
-    Other rows of weight 0 stay: what a little more weight would do goes through them.
-    """
-    counts = jnp.stack([x != 0 for x in by if x is not None])
-    return jnp.any(counts, axis=0) | jnp.all(jnp.isfinite(h), axis=-1)
-
-
 def _fwd(static, h, w, b, y, c, kept, by):
     given = h, w, b, y, c, kept, by
     h, w, b, y, c, kept, by = jax.tree.map(lambda x: x.value, given)
@@ -131,7 +118,8 @@ def _fwd(static, h, w, b, y, c, kept, by):
     loss, slopes = _sweep(static, asked, h, w, b, y, c, kept, by)
     # One structure whatever is asked: nothing is an empty array, and so is a dtype to remember.
     empty = partial(jax.tree.map, lambda x: jnp.zeros(0, x.dtype))
-    told = [empty(x) if slope is None else slope for slope, x in zip(slopes, operands, strict=True)]
+    pairs = zip(slopes, operands, strict=True)
+    told = tuple(empty(x) if slope is None else slope for slope, x in pairs)
     return loss, (told, empty(operands))
 
 

@@ -31,9 +31,10 @@ from jxent._linear.head import (
     dtype_of,
     flag,
     perturbed,
-    project,
+    project_kept,
     raised,
     rounded,
+    selected,
     to_head,
     to_hidden,
 )
@@ -97,10 +98,6 @@ def _block(static: Static, i: Index, w, b, y, c, dtype) -> _Block:
     return _Block(start, pieces.take(w, i, static.classes_axis), b_i, y_i, c_i)
 
 
-def _logits(static: Static, h: Hidden, w: Head, b: Bias | None) -> Logits:
-    return effective(static.options, None, project(static, h, w, b))
-
-
 def _see(seen: _Seen, z: Logits, block: _Block) -> _Seen:
     m, S = _rows.statistics(z, z.dtype)
     # In a block, unlike in a row, all classes may be impossible.
@@ -142,7 +139,6 @@ def numbers(
 def _numbers(static: Static, entropy: bool, h, w, b, y, c, kept) -> Row:
     """The same without a rule, which has the same derivatives, only more dearly."""
     dtype, n = dtype_of(h, w, b), h.shape[0]
-    h = h if kept is None else jnp.where(kept[:, None], h, 0)
     zero = jnp.zeros(n, dtype)
     spread = zero if static.options.spread else None
     start = _Seen(
@@ -156,7 +152,8 @@ def _numbers(static: Static, entropy: bool, h, w, b, y, c, kept) -> Row:
 
     def see(seen: _Seen, i: Index) -> _Seen:
         block = _block(static, i, w, b, y, c, dtype)
-        return _see(seen, _logits(static, h, block.w, block.b), block)
+        u = project_kept(static, kept, h, block.w, block.b)
+        return _see(seen, effective(static.options, None, u), block)
 
     seen = _pieces(static, w).sweep(see, start, like=h)
     m, S = seen.stats
@@ -212,7 +209,6 @@ def _bwd(static, _, saved, cotangents: Row):
     dnll, dlse, dspread, dentropy = (
         None if x is None else only(x) for x in (dnll, dlse, dspread, dentropy)
     )
-    h_heard = jnp.where(heard[:, None], h, 0)
     share = None
     if dspread is not None:
         share = jnp.asarray(w.shape[static.classes_axis], dtype) if c is None else jnp.sum(c)
@@ -225,9 +221,8 @@ def _bwd(static, _, saved, cotangents: Row):
 
     def back(slopes: _Slopes, i: Index) -> _Slopes:
         block = _block(static, i, w, b, row.label, c, dtype)
-        u = project(static, h_heard, block.w, block.b)
+        u = project_kept(static, heard, h, block.w, block.b)
         z, pull = jax.vjp(partial(effective, static.options, None), u)
-        z = jnp.where(heard[:, None], z, 0)
         p = _rows.probabilities(z, Statistics(m, S), lse)
         assert block.y is not None
         target = is_label(block.y, z), jnp.expm1(-nll)
@@ -239,13 +234,13 @@ def _bwd(static, _, saved, cotangents: Row):
         if dentropy is not None and entropy is not None:
             told = jnp.where(p == 0, 0, each - entropy[:, None])  # 0·∞ = 0, to any order
             dz = dz + dentropy[:, None] * (p * told)
-        (dz,) = pull(jnp.where(heard[:, None], dz, 0))
+        (dz,) = pull(selected(heard, dz))
         narrow = rounded(dz, h, w)
         dh, dw, db, dc = slopes
         if dh is not None:
             dh = dh + to_hidden(static, narrow, block.w, dtype)
         if dw is not None:
-            dw_i = to_head(static, h_heard, narrow, dtype).astype(dw.dtype)
+            dw_i = to_head(static, selected(heard, h), narrow, dtype).astype(dw.dtype)
             dw = pieces.put(dw, dw_i, i, static.classes_axis)
         if db is not None:
             db = pieces.put(db, jnp.sum(dz, axis=0).astype(db.dtype), i)
