@@ -42,9 +42,9 @@ class Static(NamedTuple):
         return classes_axis(self.layout)
 
 
-def dtype_of(h: Hidden, w: Head, b: Bias | None) -> jnp.dtype:
+def dtype_of(*operands: Array | None) -> jnp.dtype:
     """The dtype of logits and losses: float32, or wider if an operand is."""
-    dtypes = [loss_dtype(x.dtype) for x in (h, w, b) if x is not None]
+    dtypes = [loss_dtype(x.dtype) for x in operands if x is not None]
     return max(dtypes, key=lambda dtype: dtype.itemsize)
 
 
