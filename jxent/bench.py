@@ -12,8 +12,10 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +31,12 @@ SHAPES: tuple[tuple[int, int], ...] = ((8192, 1000), (1024, 32768))
 KINDS = ("ordinary", "confident")
 
 
-# Read by glibc when a process starts; elsewhere they do nothing.
-_KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_MMAP_THRESHOLD_": str(2**40)}
+# Read by glibc when a process starts, and by JAX on a GPU; elsewhere they do nothing.
+_OF_A_PROCESS = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_MMAP_THRESHOLD_": str(2**40),
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+}
 
 
 class Case(NamedTuple):
@@ -53,18 +59,25 @@ class Result(NamedTuple):
     ratio_low: float
     ratio_high: float
     temporary_bytes: int
-    loss_error: float
-    gradient_error: float
+    loss_error: float | None
+    gradient_error: float | None
 
 
 def _optax(z: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(z, labels).mean()
 
 
+def _copy(z: jax.Array, _: jax.Array) -> jax.Array:
+    return -z
+
+
+# A copy reads and writes the logits once: what memory alone costs.
+COPY = "copy"
 CONTENDERS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     REFERENCE: _optax,
     "optax again": _optax,
     "jxent": cross_entropy,
+    COPY: _copy,
 }
 
 
@@ -78,27 +91,18 @@ def cases() -> Iterator[Case]:
 
 def measure(case: Case, rounds: int) -> list[Result]:
     """Every contender in one case."""
-    os.environ.update(_KEEP_FREED_MEMORY)
-    context = multiprocessing.get_context("spawn")
-    processes, ends = [], {}
-    for name in CONTENDERS:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, case, name), daemon=True)
-        process.start()
-        processes.append(process)
-        ends[name] = ours
-    try:
-        facts = {name: end.recv() for name, end in ends.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in ends}
-        names = list(ends)
+    with ExitStack() as stack:
+        # A TPU belongs to one process.
+        alone = jax.default_backend() != "tpu"
+        start = partial(_in_process, stack) if alone else _here
+        contenders = {name: start(case, name) for name in CONTENDERS}
+        facts = {name: contender.facts() for name, contender in contenders.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        names = list(contenders)
         for turn in range(rounds):
             for i in range(len(names)):
                 name = names[(turn + i) % len(names)]
-                ends[name].send(True)
-                seconds[name].append(ends[name].recv())
-    finally:
-        for process in processes:
-            process.kill()
+                seconds[name].append(contenders[name].time())
     reference = np.array(seconds[REFERENCE])
     results = []
     for name in names:
@@ -117,6 +121,58 @@ def measure(case: Case, rounds: int) -> list[Result]:
     return results
 
 
+Facts = tuple[int, float | None, float | None]
+
+
+class _Contender(NamedTuple):
+    facts: Callable[[], Facts]
+    time: Callable[[], float]
+
+
+def _here(case: Case, name: str) -> _Contender:
+    """A contender ready to be timed."""
+    z, labels = logits_and_labels(case)
+    loss = CONTENDERS[name]
+    program = jax.value_and_grad(loss) if case.gradient and name != COPY else loss
+    compiled = jax.jit(program).lower(z, labels).compile()
+    analysis = compiled.memory_analysis()
+    temporary = 0 if analysis is None else int(analysis.temp_size_in_bytes)
+    out = jax.block_until_ready(compiled(z, labels))
+    errors = (None, None) if name == COPY else _errors(case, z, labels, out)
+    del out
+
+    def time_() -> float:
+        begin = time.perf_counter()
+        out = jax.block_until_ready(compiled(z, labels))
+        seconds = time.perf_counter() - begin
+        del out
+        return seconds
+
+    return _Contender(lambda: (temporary, *errors), time_)
+
+
+def _in_process(stack: ExitStack, case: Case, name: str) -> _Contender:
+    """The same in a process of its own, until the stack closes."""
+    os.environ.update(_OF_A_PROCESS)
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, case, name), daemon=True)
+    process.start()
+    stack.callback(process.kill)
+
+    def ask(what: str) -> Any:
+        ours.send(what)
+        return ours.recv()
+
+    return _Contender(partial(ask, "facts"), partial(ask, "time"))
+
+
+def _serve(end: Connection, case: Case, name: str) -> None:
+    contender = _here(case, name)
+    while True:
+        end.send(getattr(contender, end.recv())())
+
+
 def logits_and_labels(case: Case) -> tuple[jax.Array, jax.Array]:
     """Standard normal logits; in confident rows the label leads by `CONFIDENT_GAP`."""
     rng = np.random.default_rng(0)
@@ -127,27 +183,9 @@ def logits_and_labels(case: Case) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(z, case.dtype), jnp.asarray(labels)
 
 
-def _serve(end: Connection, case: Case, name: str) -> None:
-    z, labels = logits_and_labels(case)
-    loss = CONTENDERS[name]
-    program = jax.jit(jax.value_and_grad(loss) if case.gradient else loss)
-    compiled = program.lower(z, labels).compile()
-    analysis = compiled.memory_analysis()
-    temporary = 0 if analysis is None else int(analysis.temp_size_in_bytes)
-    out = jax.block_until_ready(compiled(z, labels))
-    end.send((temporary, *_errors(case, z, labels, out)))
-    while True:
-        end.recv()
-        begin = time.perf_counter()
-        out = jax.block_until_ready(compiled(z, labels))
-        seconds = time.perf_counter() - begin
-        del out
-        end.send(seconds)
-
-
 def _errors(
     case: Case, z: jax.Array, labels: jax.Array, out: jax.Array | tuple[jax.Array, jax.Array]
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """Relative error of the mean loss, and of the gradient by the labels' logits, from float64.
 
     In confident rows both are e^−40 or so, so an error of 1 is a false zero.
@@ -166,4 +204,5 @@ def _errors(
             truth = -S / (1 + S) / case.rows
             got = np.asarray(gradient[i : i + 256]).astype(np.float64)[row, y]
             worst = max(worst, float(np.max(np.abs(got / truth - 1))))
-    return abs(float(loss) * case.rows / total - 1), worst
+    loss_error = abs(float(loss) * case.rows / total - 1)
+    return loss_error, None if gradient is None else worst

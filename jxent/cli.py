@@ -2,7 +2,7 @@
 
     python -m jxent [train]    train two classifiers and say which has the lower cross-entropy
     python -m jxent check      only the gradient check
-    python -m jxent bench      time and memory of the dense losses beside optax's
+    python -m jxent bench      time and memory of every loss beside others'
 
 Exit codes: 0 done; 1 something failed or missed its bound; 2 a flag is wrong; 130 interrupted.
 A verb is one function that adds its parser, with the function to run.
@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from jxent import bench, demo, gradcheck
+from jxent import bench, bench_linear, demo, gradcheck
 
 PROGRAM = "python -m jxent"
 FAILED, BAD_FLAG, INTERRUPTED = 1, 2, 130
@@ -156,46 +156,100 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _add_bench(verbs: Any) -> None:
-    words = "time and memory of the dense losses beside optax's, in one run"
+    words = "time and memory of every loss beside what others offer, in one run"
     parser = verbs.add_parser(
         "bench", help=words, description=f"{words.capitalize()}.", allow_abbrev=False
     )
     parser.add_argument(
+        "--only", choices=("dense", "linear"), help="the losses of logits, or of a projection"
+    )
+    parser.add_argument(
+        "--preset",
+        choices=tuple(bench_linear.PRESETS),
+        help="sizes of the projection (default: those of the device)",
+    )
+    parser.add_argument(
+        "--shape",
+        nargs=3,
+        type=_whole(1),
+        action="append",
+        metavar=("N", "D", "V"),
+        help="rows, features, classes of a projection, in place of a preset; may be repeated",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(bench_linear.WRONG),
+        default="float32",
+        help="of the operands, with --shape (default %(default)s)",
+    )
+    parser.add_argument(
         "--rounds",
         type=_whole(1),
-        default=bench.ROUNDS,
         metavar="N",
-        help="how often each contender runs in each case (default %(default)s)",
+        help="how often each contender runs in each case "
+        f"(default {bench.ROUNDS} dense, {bench_linear.ROUNDS} linear)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the projection's times and memory there"
+    )
     parser.set_defaults(run=_bench)
 
 
 def _bench(options: argparse.Namespace) -> int:
-    _need("rich")
+    _need("rich", *(("matplotlib",) if options.plot else ()))
     from jxent import report
 
-    if options.json is not None:
-        _make_writable("--json", options.json, options.json)
-    console, versions, device = (
-        report.console(at_least=report.BENCHMARK_WIDTH),
-        _versions(),
-        _device(),
-    )
+    for flag, path in (("--json", options.json), ("--plot", options.plot)):
+        if path is not None:
+            _make_writable(flag, path, path)
+    console = report.console(at_least=report.BENCHMARK_WIDTH)
+    versions, device = _versions(bench_linear.PEERS), _device()
     report.show_setting(console, versions, device)
-    cases = list(bench.cases())
-    results = []
-    with report.steps(console, "cases", len(cases)) as advance:
-        for case in cases:
-            results.extend(bench.measure(case, options.rounds))
-            advance()
-    report.show_benchmark(console, results)
+    record: dict[str, Any] = {"versions": versions, "device": device}
+    # First the projection: the dense losses run in processes of their own.
+    linear = [] if options.only == "dense" else _bench_linear(options, console, record)
+    if options.only != "linear":
+        rounds, cases, results = options.rounds or bench.ROUNDS, list(bench.cases()), []
+        with report.steps(console, "logits", len(cases)) as advance:
+            for case in cases:
+                results.extend(bench.measure(case, rounds))
+                advance()
+        report.show_benchmark(console, results)
+        record["dense"] = [{**r._asdict(), "case": r.case._asdict()} for r in results]
     if options.json is not None:
-        record = {"versions": versions, "device": device, "rounds": options.rounds}
-        record["results"] = [{**r._asdict(), "case": r.case._asdict()} for r in results]
         options.json.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         console.print(f"wrote {options.json}", markup=False)
+    if options.plot is not None and linear:
+        report.draw_linear_benchmark(options.plot, linear)
+        console.print(f"wrote {options.plot}", markup=False)
+    wrong = [r.contender for r in linear if r.wrong and r.contender.startswith("jxent")]
+    if wrong:
+        raise Refused(f"{', '.join(wrong)}: not what float64 gives; see the rows marked WRONG")
     return 0
+
+
+def _bench_linear(
+    options: argparse.Namespace, console: Any, record: dict[str, Any]
+) -> list[bench_linear.Result]:
+    from jxent import report
+
+    rounds = options.rounds or bench_linear.ROUNDS
+    cases = list(bench_linear.preset(options.preset))
+    if options.shape:
+        cases = [bench_linear.Case(n, d, v, options.dtype) for n, d, v in options.shape]
+    results: list[bench_linear.Result] = []
+    with report.steps(console, "projections", len(cases) * bench_linear.steps(rounds)) as advance:
+        for case in cases:
+            results.extend(bench_linear.measure(case, rounds, advance))
+    report.show_linear_benchmark(console, results)
+    record["linear"] = [{**r._asdict(), "case": r.case._asdict()} for r in results]
+    if not options.shape:
+        with report.steps(console, "growth", bench_linear.growth_steps(rounds)) as advance:
+            rows = list(bench_linear.growth(bench_linear.growth_case(), rounds, advance))
+        report.show_growth(console, rows)
+        record["growth"] = [{**r._asdict(), "case": r.case._asdict()} for r in rows]
+    return results
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -315,13 +369,15 @@ def _make_writable(flag: str, given: Path, *files: Path) -> None:
         raise Refused(f"{flag} {given}: cannot write there: {error}", BAD_FLAG) from error
 
 
-def _versions() -> dict[str, str]:
+def _versions(others: Sequence[str] = ()) -> dict[str, str]:
+    """Python, the packages in use, and those of the others that are installed."""
     versions = {"Python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *others):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+            if name in PACKAGES:
+                versions[name] = "not installed"
     return versions
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from jxent import bench, demo, gradcheck
+from jxent import bench, bench_linear, demo, gradcheck
 
 COLOURS = ("#0072B2", "#D55E00")  # told apart by colour-blind readers too
 SCIENTIFIC_FROM = 1e4
@@ -112,11 +112,101 @@ def show_benchmark(to: Console, results: Sequence[bench.Result]) -> None:
             f"{r.milliseconds:.1f}",
             f"{r.ratio:.2f} ({r.ratio_low:.2f}–{r.ratio_high:.2f})",
             f"{r.temporary_bytes / 1e6:.1f}",
-            f"{r.loss_error:.0e}",
-            f"{r.gradient_error:.0e}" if r.case.gradient else "",
+            _number(r.loss_error, ".0e"),
+            _number(r.gradient_error, ".0e"),
         )
     to.print(table)
     to.print("errors: relative to float64, of the mean loss and of the labels' gradient; 1 is a 0")
+    to.print("copy: reads and writes the logits once")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def show_linear_benchmark(to: Console, results: Sequence[bench_linear.Result]) -> None:
+    """Every contender in each case, beside optax and beside the bare products."""
+    to.print(
+        "\n[bold]From hidden states to loss and both gradients[/bold], medians; ratios to optax in "
+        "the same round, with quartiles"
+    )
+    for case in dict.fromkeys(r.case for r in results):
+        to.print(f"\n{size_of(case)}")
+        table = Table("contender", box=SIMPLE_HEAD, pad_edge=False)
+        columns = ("ms", "time / optax", "of ceiling", "temporary MB", "compile s")
+        for column in (*columns, "loss error", "gradient error"):
+            table.add_column(column, justify="right")
+        for r in results:
+            if r.case != case:
+                continue
+            ratio = (
+                "" if r.ratio is None else f"{r.ratio:.2f} ({r.ratio_low:.2f}–{r.ratio_high:.2f})"
+            )
+            mark = " [bold red]WRONG[/bold red]" if r.wrong else ""
+            table.add_row(
+                r.contender + mark,
+                _number(r.milliseconds, ".1f"),
+                ratio,
+                _number(r.of_ceiling, ".2f"),
+                _number(None if r.temporary_bytes is None else r.temporary_bytes / 1e6, ".1f"),
+                _number(r.compile_seconds or None, ".2f"),
+                _number(r.loss_error, ".0e"),
+                _number(r.gradient_error, ".0e"),
+            )
+        to.print(table)
+        for r in results:
+            if r.case == case and r.note:
+                to.print(f"{r.contender}: {r.note}", markup=False)
+    to.print("of ceiling: the time of the three bare products by its own")
+    to.print("errors: of the loss, relative; of a gradient, by its largest entry; from float64")
+
+
+def size_of(case: bench_linear.Case) -> str:
+    """A case in words."""
+    return f"N = {case.rows}, D = {case.features}, V = {case.classes}, {case.dtype}"
+
+
+def show_growth(to: Console, rows: Sequence[bench_linear.Growth]) -> None:
+    """The exponents, contender by contender."""
+    if not rows:
+        return
+    to.print(
+        f"\n[bold]Growth[/bold] from {size_of(rows[0].case)} to {bench_linear.FACTOR} times N, and "
+        f"to {bench_linear.FACTOR} times V: exponents"
+    )
+    table = Table("contender", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("time, N", "time, V", "temporary, N", "temporary, V"):
+        table.add_column(column, justify="right")
+    for r in rows:
+        exponents = (r.time_rows, r.time_classes, r.memory_rows, r.memory_classes)
+        table.add_row(r.contender, *(f"{e:.2f}" for e in exponents))
+    to.print(table)
+
+
+def draw_linear_benchmark(path: Path, results: Sequence[bench_linear.Result]) -> None:
+    """Time and temporary memory of each contender, one row of panels a case."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    cases = list(dict.fromkeys(r.case for r in results))
+    figure, panels = plt.subplots(
+        len(cases), 2, figsize=(11, 3.2 * len(cases)), squeeze=False, layout="constrained"
+    )
+    for (left, right), case in zip(panels, cases, strict=True):
+        own = [r for r in results if r.case == case and r.milliseconds is not None][::-1]
+        names = [r.contender for r in own]
+        ours = [COLOURS[0] if name.startswith("jxent") else "#999999" for name in names]
+        left.barh(names, [r.milliseconds or 0 for r in own], color=ours)
+        left.set_xlabel("time of loss and both gradients (ms)")
+        memory = [(r.temporary_bytes or 0) / 1e6 for r in own]
+        right.barh(names, memory, color=ours)
+        right.set_xlabel("temporary memory (MB); none known where empty")
+        right.set_yticklabels([])
+        left.set_title(size_of(case), loc="left", fontsize=10)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def show_result(to: Console, result: demo.Result) -> None:

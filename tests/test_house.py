@@ -26,7 +26,7 @@ LAYERS = [
     ["_linear", "_linear.cut", "_linear.head"],
     ["_linear.reference", "_linear.tokens", "_linear.vocab"],
     ["losses", "linear", "softmax", "binary", "divergence", "testing"],  # what people call
-    ["gradcheck", "bench", "demo", "report", "cli", "__main__"],  # programs
+    ["gradcheck", "bench", "bench_linear", "demo", "report", "cli", "__main__"],  # programs
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = {

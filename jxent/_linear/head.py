@@ -6,12 +6,14 @@ Products are added up in the dtype of the loss whatever the operands' dtypes.  B
 the way back dz is rounded to the operands' dtype, so that they are products in that dtype.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from jxent._dense import Options, loss_dtype
@@ -135,3 +137,21 @@ def flag(up: bool) -> Float[Array, "_"]:
 def raised(flag: Float[Array, "_"]) -> bool:
     """What it says."""
     return flag.size == 1
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Types:
+    """The types of some arrays, to be saved in their place."""
+
+    leaves: tuple[Any, ...]
+
+
+def types_of(tree: Any) -> Types:
+    """Of its leaves in order."""
+    return Types(tuple(map(jax.typeof, jax.tree.leaves(tree))))
+
+
+def nothing(like: Any) -> SymbolicZero:
+    """The cotangent that nobody asked for: not None, or the structure would depend on who asks."""
+    return SymbolicZero(like)

@@ -22,12 +22,15 @@ from jxent._linear.head import (
     Hidden,
     Static,
     dtype_of,
+    flag,
+    nothing,
     perturbed,
     project,
     rounded,
     selected,
     to_head,
     to_hidden,
+    types_of,
 )
 from jxent._typing import ClassWeights, Labels, Logits, RowMask, Scalar
 from jxent._weights import Coefficients, weigh
@@ -116,18 +119,22 @@ def _fwd(static, h, w, b, y, c, kept, by):
     operands = (h, w, b, c, by)
     asked = _Asked(*(perturbed(given[i]) for i in (0, 1, 2, 4, 6)))
     loss, slopes = _sweep(static, asked, h, w, b, y, c, kept, by)
-    # One structure whatever is asked: nothing is an empty array, and so is a dtype to remember.
-    empty = partial(jax.tree.map, lambda x: jnp.zeros(0, x.dtype))
+    # One structure whatever is asked: an empty array where it is not.
     pairs = zip(slopes, operands, strict=True)
-    told = tuple(empty(x) if slope is None else slope for slope, x in pairs)
-    return loss, (told, empty(operands))
+    told = (jax.tree.map(lambda _: flag(False), x) if s is None else s for s, x in pairs)
+    return loss, (tuple(told), types_of(operands))
 
 
 def _bwd(_, saved, g):
-    def back(slope: Array, like: Array) -> Array | None:
-        return None if slope.shape == (0,) else (g * slope).astype(like.dtype)
+    slopes, types = saved
+    leaves, structure = jax.tree.flatten(slopes)
 
-    h, w, b, c, by = jax.tree.map(back, *saved)
+    def back(slope: Array, like: Any) -> Any:
+        asked = slope.shape == like.shape
+        return (g * slope).astype(like.dtype) if asked else nothing(like)
+
+    found = [back(slope, like) for slope, like in zip(leaves, types.leaves, strict=True)]
+    h, w, b, c, by = jax.tree.unflatten(structure, found)
     return h, w, b, None, c, None, by
 
 

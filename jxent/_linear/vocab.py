@@ -30,6 +30,7 @@ from jxent._linear.head import (
     Static,
     dtype_of,
     flag,
+    nothing,
     perturbed,
     project_kept,
     raised,
@@ -256,6 +257,9 @@ def _bwd(static, _, saved, cotangents: Row):
     )
     dh, dw, db, dc = pieces.sweep(back, start, like=h)
     dh = None if dh is None else dh.astype(h.dtype)
+    pairs = zip((dh, dw, db, dc), (h, w, b, c), strict=True)
+    given = (nothing(jax.typeof(x)) if d is None and x is not None else d for d, x in pairs)
+    dh, dw, db, dc = given
     return dh, dw, db, None, dc, None
 
 
