@@ -139,6 +139,19 @@ def rows(
     return Row(keep(nll), keep(lse), None if spread is None else keep(spread), *stats)
 
 
+@jax.custom_jvp
+def _probabilities(z: Logits, stats: Statistics, lse: PerRow, chosen: RowMask | None) -> Logits:
+    """p, 0 in rows that are not chosen."""
+    return _in_rows(chosen, _rows.probabilities(z, stats, lse))
+
+
+@_probabilities.defjvp
+def _probabilities_jvp(primals, tangents):
+    """ṗ = p ⊙ (ż − lsė): the same derivative, without 0·NaN in rows that are not chosen."""
+    p, z_dot, lse_dot = _probabilities(*primals), tangents[0], tangents[2]
+    return p, p * (z_dot - lse_dot[..., None])
+
+
 class _Slopes(NamedTuple):
     """The pieces of a derivative that both rules are made of."""
 
@@ -153,7 +166,7 @@ def _slopes(
 ) -> _Slopes:
     """Of the chosen rows; 0 in the others, whatever they hold, so that 0 times them is 0."""
     stats = lax.stop_gradient(Statistics(row.m, row.S))
-    p = _in_rows(chosen, _rows.probabilities(z, stats, _only(chosen, row.lse)))
+    p = _probabilities(z, stats, _only(chosen, row.lse), chosen)
     target: tuple[jax.Array, PerRow] | Logits
     if is_labels(targets):
         target = is_label(targets, z), jnp.expm1(-_only(chosen, row.nll))
@@ -315,7 +328,7 @@ def _nll_of_each_jvp(primals, tangents):
     u, mask, kept, bad = primals
     z, z_dot = jax.jvp(partial(_wide, Options(), mask), (u,), (tangents[0],))
     stats = _stats_of_each(u, mask, bad)
-    p = _in_rows(kept, _rows.probabilities(z, stats, _only(kept, log_normaliser(stats))))
+    p = _probabilities(z, stats, _only(kept, log_normaliser(stats)), kept)
     out_dot = jnp.sum(p * z_dot, axis=-1, keepdims=True) - z_dot
     return _nll_of_each(*primals), _in_rows(kept, out_dot)
 

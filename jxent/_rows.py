@@ -138,12 +138,13 @@ def nll_of(z_y: PerRow, stats: Statistics) -> PerRow:
 def weighted_gap(w: Float[Array, "*#n V"], z: Logits, m: PerRow) -> PerRow:
     """Σ_v w_v (m − z_v), with 0·∞ = 0.
 
-    The 0·∞ is met by a ceiling on m − z_v: ∞ where w_v ≠ 0, the largest number where w_v = 0.
-    Arithmetic fuses into one pass, where a select costs XLA:CPU an [N, V] array.
+    The 0·∞ is met by a ceiling on m − z_v: ∞ where w_v ≠ 0, a huge number where w_v = 0, which
+    leaves ∂/∂w_v room to be multiplied.  Arithmetic fuses into one pass, where a select costs
+    XLA:CPU an [N, V] array.
     """
     largest = jnp.asarray(jnp.finfo(z.dtype).max, z.dtype)
     zero_only = 1 - jnp.abs(lax.stop_gradient(w)) * largest
-    ceiling = jnp.maximum(1 / jnp.maximum(zero_only, 0), largest)
+    ceiling = jnp.maximum(1 / jnp.maximum(zero_only, 0), largest * 2.0**-20)
     m = lax.optimization_barrier(m)  # a broadcast shared with `statistics` would be stored
     return _row_sum(w * jnp.minimum(m[..., None] - z, ceiling))
 

@@ -16,9 +16,9 @@ SMALL = bench.Case(16, 32, "float32", "confident", gradient=True)
 def test_measure_and_report(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, "cases", lambda: iter([SMALL]))
     written = tmp_path / "new" / "bench.json"
-    assert cli.main(["bench", "--rounds", "2", "--json", str(written)]) == 0
+    assert cli.main(["bench", "--only", "dense", "--rounds", "2", "--json", str(written)]) == 0
     record = json.loads(written.read_text("utf-8"))
-    results = {result["contender"]: result for result in record["results"]}
+    results = {result["contender"]: result for result in record["dense"]}
     assert set(results) == set(bench.CONTENDERS)
     assert results["optax"]["ratio"] == 1
     for result in results.values():
@@ -26,6 +26,7 @@ def test_measure_and_report(monkeypatch, tmp_path, capsys):
         assert 0 < result["ratio_low"] <= result["ratio"] <= result["ratio_high"]
     # optax's loss and gradient are exactly 0 here: an error of 1, and it is shown as one.
     assert results["optax"]["loss_error"] == results["optax"]["gradient_error"] == 1
+    assert results["copy"]["loss_error"] is None
     assert results["jxent"]["loss_error"] < 1e-5
     assert results["jxent"]["gradient_error"] < 1e-5
     printed = capsys.readouterr().out

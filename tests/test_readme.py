@@ -903,7 +903,7 @@ def test_inputs_options():
 
 
 def test_forward_mode_is_the_row_losses():
-    with pytest.raises(TypeError, match="custom_vjp"):
+    with pytest.raises(TypeError, match=r"no forward mode.*use softmax_cross_entropy"):
         jax.jvp(lambda z: jxent.cross_entropy(z, Y), (Z,), (Z,))
 
 

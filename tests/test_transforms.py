@@ -9,7 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import OFTEN, ROW_LOSSES, TRAINING_LOSSES, C, Case, N, V, cast, function, split
+from cases import (
+    LABELS,
+    LOGITS,
+    OFTEN,
+    ROW_LOSSES,
+    TRAINING_LOSSES,
+    C,
+    Case,
+    N,
+    V,
+    cast,
+    function,
+    split,
+)
 from compare import assert_close, f64
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec as P
@@ -293,6 +306,61 @@ def test_third_derivatives(case, x64):
     second = jax.jit(jax.jacrev(jax.jacrev(loss)))
     third = jax.jit(jax.jacrev(jax.jacrev(jax.jacrev(loss))))
     assert_near(third(at), central(lambda v: np.asarray(second(v)), at))
+
+
+@pytest.mark.parametrize("name", ["labels, everything, mean", "distributions, everything, none"])
+@pytest.mark.parametrize("order", [2, 3])
+def test_derivatives_inside_a_scan(name, order, x64):
+    """JAX may drop custom rules from the known part of a scan: what is left must be right too."""
+    case = TRAINING_LOSSES[name]
+    loss, _, at = flat_function(case, f64(cotangent(case)))
+    along = np.random.default_rng(2).standard_normal(at.size)
+
+    def scanned(v: jax.Array) -> jax.Array:
+        step = lambda total, scale: (total + loss(scale * v), None)
+        return jax.lax.scan(step, 0.0, jnp.array([1.0, 0.75]))[0]
+
+    def derivative(f: Callable[..., jax.Array]) -> Any:
+        for _ in range(order - 1):
+            f = lambda v, f=f: jnp.vdot(jax.grad(f)(v), along)
+        return jax.jit(jax.grad(f))(at)
+
+    ours, once = derivative(scanned), derivative(lambda v: loss(v) + loss(0.75 * v))
+    np.testing.assert_allclose(ours, once, rtol=1e-9, atol=1e-9 * np.abs(once).max())
+
+
+@pytest.mark.parametrize(
+    ("fault", "inside"), [("label", "here"), ("label", "scan"), ("NaN", "here"), ("inf", "here")]
+)
+def test_a_dropped_row_to_second_order(fault, inside, x64):
+    """Whatever a dropped row holds, the second derivatives are those without it."""
+    options = dict(label_smoothing=0.1, z_loss=0.1, logit_softcap=4.0)
+    z = jnp.asarray(LOGITS)
+    labels = jnp.asarray(LABELS).at[2].set(-100 if fault == "label" else 1)
+    bad = z if fault == "label" else z.at[2, 1].set(float(fault))
+    kept = np.arange(N) != 2
+
+    def loss(z: Any, c: Any, w: Any, labels: Any, where: Any) -> Any:
+        f = lambda z: jxent.cross_entropy(
+            z, labels, where=where, class_weights=c, row_weights=w, **options
+        )
+        if inside == "here":
+            return f(z)
+        return jax.lax.scan(lambda t, s: (t + f(s * z), None), 0.0, jnp.ones(1))[0]
+
+    def twice(z: Any, labels: Any, where: Any, w: Any) -> Any:
+        def squares(z: Any, c: Any, w: Any) -> Any:
+            gradients = jax.grad(loss, (0, 1, 2))(z, c, w, labels, where)
+            return sum(jnp.sum(jnp.sin(g)) for g in gradients)
+
+        return jax.jit(jax.grad(squares, (0, 1, 2)))(z, jnp.asarray(C), w)
+
+    w = jnp.asarray([0.5, 1.5, 2.0, 0.7])
+    ours = twice(bad, labels, kept, w)
+    theirs = twice(z[kept], labels[kept], None, w[kept])
+    np.testing.assert_array_equal(ours[0][2], 0)
+    for x, y in zip((ours[0][kept], ours[1], ours[2][kept]), theirs, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
 
 
 # cross_entropy over the devices of a mesh.
