@@ -3,14 +3,40 @@
     scale(w, x) = w·x, 0 where w = 0        ∂/∂x = w        ∂/∂w = x (also where w = 0)
 
 A zero weight contributes nothing, whatever it weighs; what a little more weight would do is still
-told by ∂/∂w: of ∞ as the largest number, of a fault as 0, so that neither makes NaN of the 0 that
-w itself is on the way back.
+told by ∂/∂w.
 """
 
+import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 
+def _told(w: Float[Array, "*#s"], x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """x; where nothing is weighed, ∞ is told as the largest number and a fault as 0.
+
+    So neither makes NaN of the 0 that w is, there and on the way back.
+    """
+    return jnp.where(w == 0, jnp.nan_to_num(x), x)
+
+
+@jax.custom_jvp
 def scale(w: Float[Array, "*#s"], x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """w·x, 0 where w = 0."""
-    return w * jnp.where(w == 0, jnp.nan_to_num(x), x)
+    return w * _told(w, x)
+
+
+def _scale_jvp(primals, tangents):
+    """What differentiating `scale` gives, with less to remember."""
+    w, x = primals
+    w_dot, x_dot = tangents
+    out = scale(w, x)
+    out_dot = jnp.zeros_like(out)
+    if not isinstance(x_dot, SymbolicZero):
+        out_dot = w * x_dot
+    if not isinstance(w_dot, SymbolicZero):
+        out_dot = out_dot + w_dot * _told(w, x)
+    return out, out_dot
+
+
+scale.defjvp(_scale_jvp, symbolic_zeros=True)

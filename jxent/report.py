@@ -132,7 +132,8 @@ def show_linear_benchmark(to: Console, results: Sequence[bench_linear.Result]) -
     )
     for case in dict.fromkeys(r.case for r in results):
         to.print(f"\n{size_of(case)}")
-        table = Table("contender", box=SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("contender", no_wrap=True)
         columns = ("ms", "time / optax", "of ceiling", "temporary MB", "compile s")
         for column in (*columns, "loss error", "gradient error"):
             table.add_column(column, justify="right")

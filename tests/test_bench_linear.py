@@ -71,7 +71,7 @@ def test_growth_exponents(monkeypatch):
     only = ("jxent vocab", "optax")
     all_of_them = bench_linear.contenders()
     monkeypatch.setattr(bench_linear, "contenders", lambda: {n: all_of_them[n] for n in only})
-    case = bench_linear.Case(600, 4, 3000)
+    case = bench_linear.Case(600, 4, 16000)
     rows = {r.contender: r for r in bench_linear.growth(case, 1, lambda: None)}
     assert 0.8 < rows["optax"].memory_rows < 1.2 and 0.8 < rows["optax"].memory_classes < 1.2
     assert rows["jxent vocab"].memory_classes < 0.5
