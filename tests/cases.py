@@ -5,6 +5,7 @@ differentiated, other arrays are passed along, everything else is static.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,13 @@ def value_and_gradients(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The jitted loss and its gradients by every floating-point argument; labels are traced."""
     floats, arrays, static = split(arguments)
+    if next(_calls) % PROGRAMS_KEPT == 0:
+        _value_and_gradients.clear_cache()  # every program holds on to memory maps of the process
     return _value_and_gradients(fn, static, floats, arrays, jnp.asarray(cotangent))
+
+
+PROGRAMS_KEPT = 500
+_calls = itertools.count(1)
 
 
 rng = np.random.default_rng(20)

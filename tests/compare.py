@@ -87,10 +87,10 @@ def assert_close(
     if something.any() and not (cancels and np.all(np.abs(e) <= tol)):
         e_, tol_ = e[something], tol[something]
         wrongs = {"zeros": 0 * e_, "the opposite sign": -e_}
-        if not cancels:
-            wrongs["ten times the tolerance"] = e_ * (
-                1 + 10 * (tol_ - _FLUSHED * tiny) / size[something]
-            )
+        # Told apart where the tolerance is more than what may be flushed to 0.
+        told = (tol_ - _FLUSHED * tiny) / size[something]
+        if not cancels and np.any(10 * told * np.abs(e_) > _FLUSHED * tiny):
+            wrongs["ten times the tolerance"] = e_ * (1 + 10 * told)
         for name, wrong in wrongs.items():
             if np.all(np.abs(wrong - e_) <= tol_):
                 raise AssertionError(f"{err_msg}: the tolerance would accept {name} for {e}")

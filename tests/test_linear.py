@@ -213,7 +213,7 @@ def test_calls(call):
 
 
 @pytest.mark.deep
-@settings(settings.get_profile("deep"), max_examples=500)
+@settings(settings.get_profile("deep"))
 @given(calls())
 def test_calls_deep(call):
     check(*call)
