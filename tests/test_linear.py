@@ -629,7 +629,7 @@ def test_precision_reaches_every_product(way):
     assert len(dots) >= 3 and all(e.params["precision"] == highest for e in dots)
 
 
-def largest(jaxpr: Any, dims: tuple[int, ...]) -> int:
+def largest(jaxpr: Any) -> int:
     """The largest array in which both the rows and the classes vary."""
     sizes = [0]
     for equation, _ in equations(jaxpr.jaxpr):
@@ -647,8 +647,8 @@ def test_no_array_of_all_logits(way, options, order):
     """Of any dtype, in the loss, its gradient, and the gradient of that."""
     more = dict(label_smoothing=0.1, z_loss=0.1, logit_softcap=5.0) if options != "plain" else {}
     held = {"tokens": PIECE * BIG["v"], "vocab": PIECE * BIG["n"]}[way]
-    assert largest(traced(way, (0, 1), order=order, **more), ()) <= held
-    whole = largest(traced("reference", (0, 1), order=order, **more), ())
+    assert largest(traced(way, (0, 1), order=order, **more)) <= held
+    whole = largest(traced("reference", (0, 1), order=order, **more))
     assert whole >= BIG["n"] * BIG["v"] > 2 * held, "nothing was counted"
 
 
