@@ -381,15 +381,17 @@ def _focal_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
     x_dot, y_dot, alpha_dot, gamma_dot = tangents
     out = _focal(x, y, alpha, gamma)
     out_dot = jnp.zeros_like(out)
-    power, k = _power(x, y, gamma), _finite(_bce_by_unsure(x, y))
+    # u^γ in two halves: times a slope it may be a number where by itself it is not.
+    root, k = _power(x, y, gamma / 2), _finite(_bce_by_unsure(x, y))
     A = jnp.ones_like(x) if alpha is None else _balance(alpha, y)
     weighed = _finite(_focal(x, y, None, gamma))
     if not isinstance(x_dot, SymbolicZero):
         p, q = _sigmoid(x)
         slope = (1 - y) * p - y * q + gamma * (1 - 2 * y) * (k * p * q)
-        out_dot = out_dot + A * power * slope * x_dot
+        out_dot = out_dot + A * (root * (root * slope)) * x_dot
     if not isinstance(y_dot, SymbolicZero):
-        slope = A * power * _finite(-_finite(x) - gamma * k * jnp.tanh(x / 2))
+        slope = root * _finite(-_finite(x) - gamma * k * jnp.tanh(x / 2))
+        slope = A * (root * slope)
         if alpha is not None:
             slope = slope + (2 * alpha - 1) * weighed
         out_dot = out_dot + _finite(slope) * y_dot
