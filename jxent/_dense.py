@@ -282,7 +282,7 @@ def _bwd(options, saved, cotangents: Numbers):
     u, targets, c, mask, kept, row = saved
     z, pull = jax.vjp(partial(_wide, options, mask), u)
     # A row of weight 0 passes nothing back, whatever it holds; 0·NaN would.
-    silent = ~jnp.isfinite(row.m + row.S)
+    silent = ~jnp.isfinite(row.m + row.S) | jnp.isnan(row.nll)
     for cotangent in cotangents:
         silent = silent if cotangent is None else silent & (cotangent == 0)
     heard = ~silent if kept is None else kept & ~silent

@@ -81,8 +81,12 @@ def _average_class_weight(
     t = t if kept is None else jnp.where(kept[..., None], t, 0)
     t = t if mask is None else jnp.where(mask, t, 0)
     mass = jnp.sum(t, axis=-1)
+    fault = ~jnp.isfinite(mass)
+    # Or 0·NaN would come back from a row that weighs nothing.
+    t, mass = jnp.where(fault[..., None], 0, t), jnp.where(fault, 0, mass)
     weighted = jnp.sum(jnp.reshape(c, (1,) * (t.ndim - 1) + c.shape) * t, axis=-1)
-    return jnp.where(mass == 0, 0, weighted / jnp.where(mass == 0, 1, mass))
+    average = jnp.where(mass == 0, 0, weighted / jnp.where(mass == 0, 1, mass))
+    return jnp.where(fault, jnp.nan, average)
 
 
 def _product(*factors: Coefficient) -> Coefficient:

@@ -267,7 +267,8 @@ def classes_last(x: Any, axis: Axis) -> Array:
     axes = _axes(axis, x.ndim)
     batch = tuple(a for a in range(x.ndim) if a not in axes)
     moved = x.transpose(batch + axes)
-    return moved.reshape(*moved.shape[: len(batch)], -1)
+    classes = int(np.prod(moved.shape[len(batch) :]))
+    return moved.reshape(*moved.shape[: len(batch)], classes)
 
 
 def classes_back(x: Array, axis: Axis, shape: tuple[int, ...]) -> Array:
@@ -566,7 +567,7 @@ def sigmoid_focal_loss(
     du_dx = (1 - 2 * y) * p * q
     value = A * power * ce
     gradient = {
-        "logits": g * A * (power * dce_dx + times(ce * du_dx, slope)),
+        "logits": g * A * (power * dce_dx + times(times(du_dx, ce), slope)),
         "labels": _total(
             g * (dA_dy * power * ce + A * (-x * power + times(ce * (q - p), slope))), labels.shape
         ),
@@ -576,7 +577,7 @@ def sigmoid_focal_loss(
     scale = {
         "value": np.abs(value),
         "logits": np.abs(g * A)
-        * (power * ((1 - y) * p + y * q) + times(ce * np.abs(du_dx), slope)),
+        * (power * ((1 - y) * p + y * q) + times(times(np.abs(du_dx), ce), slope)),
     }
     return Loss(value, gradient, scale)
 

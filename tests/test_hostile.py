@@ -6,164 +6,126 @@ the clean rows must be bit-identical to what they are when the bad ones are repl
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from itertools import product
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ORACLES
-from compare import assert_close, f64
+from compare import assert_close, enable_x64, f64
+from hostile import (
+    INF,
+    LABEL,
+    LOSSES,
+    NAN,
+    Loss,
+    V,
+    between,
+    binary_rows,
+    label_rows,
+    per_row,
+    soft_rows,
+)
 
 import jxent
 
-V = 6
-INF, NAN = np.inf, np.nan
-LABEL = 2
-DTYPES = ["float32", "bfloat16", "float16"]
+DTYPES = ["float32", "bfloat16", "float16", "float64"]
 
 
 def _rows(**options: Any) -> Callable[..., Any]:
     return lambda z, t, **kw: jxent.cross_entropy(z, t, reduction="none", **options, **kw)
 
 
-# Rows of a loss by name: (the loss, what its oracle needs besides). A new loss joins here.
-LABEL_LOSSES: dict[str, tuple[Callable[..., Any], Any, dict[str, Any]]] = {
-    "cross_entropy": (_rows(), jxent.cross_entropy, dict(reduction="none")),
-    "rows": (
-        jxent.softmax_cross_entropy_with_integer_labels,
-        jxent.softmax_cross_entropy_with_integer_labels,
-        {},
-    ),
-    "focal": (jxent.softmax_focal_loss, jxent.softmax_focal_loss, {}),
-}
-SOFT_LOSSES: dict[str, tuple[Callable[..., Any], Any, dict[str, Any]]] = {
-    "cross_entropy": (_rows(), jxent.cross_entropy, dict(reduction="none")),
-    "rows": (jxent.softmax_cross_entropy, jxent.softmax_cross_entropy, {}),
-    "focal": (jxent.softmax_focal_loss, jxent.softmax_focal_loss, {}),
-    "poly": (jxent.poly_loss_cross_entropy, jxent.poly_loss_cross_entropy, {}),
-}
+def pulled_back(fn: Any, x: Any, t: Any) -> tuple[Any, Any]:
+    loss, pull_back = jax.vjp(lambda x: fn(x, t), x)
+    return loss, pull_back(jnp.ones_like(loss))[0]
 
 
-def hostile_logits(dtype: str) -> dict[str, list[float]]:
-    """Rows to be given the label LABEL, and soft targets without mass on class 0."""
-    top = 65504.0 if dtype == "float16" else 3e38
-    return {
-        "NaN off target": [NAN, 0, 1, 2, 0, 1],
-        "NaN on target": [0, 1, NAN, 2, 0, 1],
-        "+inf off target": [INF, 0, 1, 2, 0, 1],
-        "+inf on target": [0, 1, INF, 2, 0, 1],
-        "+inf twice": [INF, 1, INF, 2, 0, 1],
-        "all -inf": [-INF] * V,
-        "-inf off target": [-INF, 0, 1, 2, 0, 1],
-        "only the target is possible": [-INF, -INF, 1, -INF, -INF, -INF],
-        "-inf on target": [0, 1, -INF, 2, 0, 1],
-        "NaN and -inf": [-INF, 0, NAN, 2, 0, 1],
-        "+inf and -inf": [-INF, 0, INF, 2, 0, 1],
-        "1e4": [1e4, 1e4, 1e4 - 8, -1e4, 0, 9e3],
-        "offset": [2e4, 2e4 + 16, 2e4 + 32, 2e4, 2e4, 2e4],
-        "largest on target": [0, 1, top, 2, 0, 1],
-        "largest off target": [0, 1, 2, top, 0, 1],
-        "all largest": [top] * V,
-        "all smallest": [-top] * V,
-        "all zero": [0] * V,
-    }
+def by_row(fn: Any, x: Any, t: Any) -> tuple[Any, Any]:
+    """One row at a time under vmap."""
+    one = lambda x, t: jnp.sum(fn(x[None], t[None]))
+    return jax.vmap(jax.value_and_grad(one))(x, t)
 
 
-BAD_LABELS = {"-1": -1, "-100": -100, "V": V, "the largest": 2**31 - 1, "the smallest": -(2**31)}
+def of_the_sum(derive: Any, fn: Any, x: Any, t: Any) -> Any:
+    return derive(lambda x: jnp.sum(fn(x, t)))(x)
 
 
-def arrays(dtype: str, soft: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """(logits, targets, which rows are hostile, their names), clean rows between hostile ones."""
-    rng = np.random.default_rng(5)
-    logits = list(hostile_logits(dtype).values())
-    names = list(hostile_logits(dtype))
-    if not soft:
-        logits += [[0, 1, 2, 3, 0, 1]] * len(BAD_LABELS)
-        names += [f"label {name}" for name in BAD_LABELS]
-    n = 2 * len(logits) + 1
-    z = rng.standard_normal((n, V))
-    z[1::2] = logits
-    bad = np.arange(n) % 2 == 1
-    if soft:
-        t = rng.dirichlet(np.ones(V), n).astype(np.float32)
-        t[1::2, 0] = 0
-        return z, t, bad, names
-    y = rng.integers(0, V, n).astype(np.int32)
-    y[1::2] = LABEL
-    y[1 : 2 * len(BAD_LABELS) : 2] = LABEL
-    y[np.flatnonzero(bad)[-len(BAD_LABELS) :]] = list(BAD_LABELS.values())
-    return z, y, bad, names
-
-
-def expected_rows(oracle_of: Any, options: dict[str, Any], z: Any, t: Any) -> Any:
-    """Loss and gradient by the oracle; what float32 cannot hold is infinite."""
-    name = "targets" if oracle_of is jxent.cross_entropy else "labels"
-    out = ORACLES[oracle_of](logits=z, **{name: t}, **options)
-    largest = float(np.finfo(np.float32).max)
-    value = np.where(np.abs(out.value) > largest, np.inf, out.value)
-    return value, out.gradient["logits"], out.scale["value"], out.scale["logits"]
-
-
-def value_and_gradient(fn: Any, z: Any, t: Any) -> tuple[np.ndarray, np.ndarray]:
-    rows, pull_back = jax.vjp(lambda z: fn(z, t), z)
-    return rows, pull_back(jnp.ones_like(rows))[0]
-
-
-def by_row(fn: Any, z: Any, t: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The same, one row at a time under vmap, gradient by value_and_grad."""
-    return jax.vmap(jax.value_and_grad(fn))(z, t)
-
-
-MODES = {
-    "jit": jax.jit(value_and_gradient, static_argnums=0),
+# (fn, x, t) → (loss, or None; ∂/∂x of its sum), compiled once for each loss and dtype.
+MODES: dict[str, Callable[..., tuple[Any, Any]]] = {
+    "eager": pulled_back,
+    "jit": jax.jit(pulled_back, static_argnums=0),
     "vmap": jax.jit(by_row, static_argnums=0),
+    "grad": jax.jit(lambda *a: (None, of_the_sum(jax.grad, *a)), static_argnums=0),
+    "value_and_grad": jax.jit(partial(of_the_sum, jax.value_and_grad), static_argnums=0),
 }
+OFTEN = [("float32", mode) for mode in MODES] + [("bfloat16", "jit")]
+CALLS = [
+    pytest.param(*call, marks=() if call in OFTEN else pytest.mark.deep)
+    for call in product(DTYPES, MODES)
+]
 
 
-def assert_rows(actual: Any, expected: Any, dtype: str, names: list[str]) -> None:
-    """Loss and gradient are the oracle's; a faulty row is NaN throughout."""
-    loss, gradient = (f64(x) for x in actual)
-    value, slope, value_scale, scale = expected
-    for i, name in enumerate(names):
-        at = 2 * i + 1
-        message = f"{name} ({loss[at]}, {gradient[at]})"
-        if np.isnan(value[at]):
-            assert np.isnan(loss[at]), message
-            assert np.all(np.isnan(gradient[at])), message
-        else:
-            close = dict(rtol=1e-5, cancels=True, err_msg=message)
-            assert_close(np.float32(loss[at]), value[at], scale=value_scale[at], **close)
-            assert_close(gradient[at], slope[at], scale=scale[at], ulps=0.5, dtype=dtype, **close)
+@pytest.mark.parametrize(("dtype", "mode"), CALLS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_rows_at_fault(name, dtype, mode):
+    """Hostile rows between clean ones: each is right or NaN, and its neighbours are untouched."""
+    with enable_x64() if dtype == "float64" else nullcontext():
+        check_rows(LOSSES[name], dtype, mode)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "mode"), [*((dtype, "jit") for dtype in DTYPES), ("float32", "vmap")]
-)
-@pytest.mark.parametrize(
-    ("soft", "name"),
-    [(False, name) for name in LABEL_LOSSES] + [(True, name) for name in SOFT_LOSSES],
-)
-def test_rows_at_fault(soft, name, dtype, mode):
-    fn, oracle_of, options = (SOFT_LOSSES if soft else LABEL_LOSSES)[name]
-    z, t, bad, names = arrays(dtype, soft)
-    z = jnp.asarray(z, dtype)
+BAD = re.compile("label|target")
+
+
+def check_rows(loss: Loss, dtype: str, mode: str) -> None:
+    hostile = loss.rows(dtype)
+    if mode == "eager":  # where a bad label or target is an error
+        hostile = {k: row for k, row in hostile.items() if not (row.fault and BAD.search(k))}
+    given = between(hostile)
+    wide = np.promote_types("float32" if dtype == "bfloat16" else dtype, "float32")
+    as_given = lambda t: jnp.asarray(t if loss.labelled else t.astype(wide))
+    x, t, fault = given.x, given.t, given.fault
+    x, clean_x = jnp.asarray(x, dtype), jnp.asarray(given.clean_x, dtype)
     run = MODES[mode]
-    actual = run(fn, z, jnp.asarray(t))
-    assert_rows(actual, expected_rows(oracle_of, options, z, t), dtype, names)
+    value, gradient = run(loss.fn, x, as_given(t))
+    clean_value, clean_gradient = run(loss.fn, clean_x, as_given(given.clean_t))
+    if value is not None and value.ndim == 0:
+        assert np.isnan(value), "the sum hides a fault"
+        value = clean_value = None
 
-    clean_t = t if soft else np.where(bad, LABEL, t)
-    clean = run(fn, jnp.where(bad[:, None], jnp.ones((), z.dtype), z), jnp.asarray(clean_t))
-    for a, b in zip(actual, clean, strict=True):
-        np.testing.assert_array_equal(f64(a)[~bad], f64(b)[~bad])
+    with np.errstate(all="ignore"):
+        expected = loss.oracle(
+            np.where(per_row(fault, x), f64(clean_x), f64(x)),
+            np.where(per_row(fault, t), given.clean_t, t),
+        )
+    wanted = np.where(np.abs(expected.value) > np.finfo(wide).max, np.inf, expected.value)
+    slope, scale = expected.gradient[loss.by], expected.scale[loss.by]
+    for i, (name, row) in enumerate(hostile.items()):
+        at = 2 * i + 1
+        message = f"{name}: {row} → {None if value is None else value[at]}, {gradient[at]}"
+        if fault[at]:
+            assert value is None or np.isnan(value[at]), message
+            assert np.all(np.isnan(gradient[at])), message
+            continue
+        close = dict(rtol=1e-5, cancels=True, err_msg=message)
+        if value is not None:
+            assert_close(value[at], wanted[at], scale=expected.scale["value"][at], **close)
+        assert_close(gradient[at], slope[at], scale=scale[at], ulps=0.5, dtype=dtype, **close)
+    for ours, theirs in ((value, clean_value), (gradient, clean_gradient)):
+        if ours is not None:
+            kept = ~given.hostile
+            np.testing.assert_array_equal(f64(ours)[kept], f64(theirs)[kept])
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "distributions"])
 def test_rows_at_fault_in_a_sum(soft, reduction):
     """The scalar is NaN; the gradient is NaN in the faulty rows, and clean beside them."""
-    z, t, bad, _ = arrays("float32", soft)
-    z = jnp.asarray(z, jnp.float32)
+    given = between((soft_rows if soft else label_rows)("float32"))
+    z, t = jnp.asarray(given.x, jnp.float32), given.t
     fn = jax.jit(
         jax.value_and_grad(lambda z, t: jxent.cross_entropy(z, t, reduction=reduction)),
     )
@@ -175,11 +137,10 @@ def test_rows_at_fault_in_a_sum(soft, reduction):
     divisor = len(z) if reduction == "mean" else 1
     right = ~np.isnan(rows)
     np.testing.assert_allclose(
-        gradient[right], rowwise[right] / divisor, rtol=0, atol=2e-7 / divisor
+        gradient[right], rowwise[right] / divisor, rtol=1e-6, atol=2e-7 / divisor
     )
-    clean = jnp.where(bad[:, None], jnp.ones((), z.dtype), z)
-    _, other = fn(clean, jnp.asarray(t if soft else np.where(bad, LABEL, t)))
-    np.testing.assert_array_equal(gradient[~bad], other[~bad])
+    _, other = fn(jnp.asarray(given.clean_x, jnp.float32), jnp.asarray(given.clean_t))
+    np.testing.assert_array_equal(gradient[~given.hostile], other[~given.hostile])
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
@@ -189,7 +150,8 @@ def test_dropped_rows_may_hold_anything(soft, way, reduction):
     """Exactly 0, loss and every gradient; the others bit-identical to clean company."""
     if soft and way == "ignore_index":
         return
-    z, t, bad, _ = arrays("float32", soft)
+    given = between((soft_rows if soft else label_rows)("float32"))
+    z, t, bad = given.x, given.t, given.hostile
     t = np.where(bad[:, None], t * 0 + NAN, t) if soft and way != "row_weights" else t
     if way == "row_weights" and not soft:
         t = np.where(bad, LABEL, t)
@@ -300,19 +262,24 @@ def test_means_over_nothing(how, targets):
         assert np.all(np.asarray(gradient) == 0)
 
 
+LABELLED = {name: loss for name, loss in LOSSES.items() if loss.labelled}
+of_labels = pytest.mark.parametrize("loss", LABELLED.values(), ids=LABELLED)
+
+
+@of_labels
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32, np.int32])
-def test_narrow_labels_do_not_wrap(dtype):
+def test_narrow_labels_do_not_wrap(dtype, loss):
     """Compared in int32: int8 labels with V = 300, uint32 labels that are no int32."""
     z = jnp.asarray(np.random.default_rng(0).standard_normal((3, 300)), jnp.float32)
-    largest = min(int(np.iinfo(dtype).max), 299)
-    y = np.asarray([0, 44, largest], dtype)
-    for fn in (_rows(), jxent.softmax_cross_entropy_with_integer_labels):
-        expected = fn(z, y.astype(np.int32))
-        np.testing.assert_array_equal(fn(z, y), expected)
-        np.testing.assert_array_equal(jax.jit(fn)(z, jnp.asarray(y)), expected)
-    bad = np.asarray([0, 44, np.iinfo(dtype).max if largest == 299 else 1], dtype)
-    rows = jax.jit(_rows())(z, jnp.asarray(bad))
-    np.testing.assert_array_equal(np.isnan(rows), [False, False, largest == 299])
+    top = int(np.iinfo(dtype).max)
+    y = np.asarray([0, 44, min(top, 299)], dtype)
+    run = MODES["jit"]
+    for ours, theirs in zip(run(loss.fn, z, y), run(loss.fn, z, y.astype(np.int32)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    bad = np.asarray([0, 44, top], dtype)
+    _, gradient = run(loss.fn, z, jnp.asarray(bad))
+    np.testing.assert_array_equal(np.isnan(gradient).all(-1), [False, False, top > 299])
+    np.testing.assert_array_equal(np.isnan(gradient).any(-1), [False, False, top > 299])
 
 
 @pytest.mark.parametrize("ignore", [-1, 300])
@@ -323,33 +290,72 @@ def test_ignore_index_outside_the_dtype(ignore):
     np.testing.assert_array_equal(_rows(ignore_index=ignore)(z, y), _rows()(z, y))
 
 
-def test_wide_labels_are_not_narrowed_first(x64):
+@of_labels
+def test_wide_labels_are_not_narrowed_first(loss, x64):
     """Traced int64 labels: 2³²+1 is NaN, and not class 1."""
     z = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4)))
     y = jnp.asarray([1, 2**32 + 1, -(2**32) + 1])
     assert y.dtype == jnp.int64
-    loss, gradient = jax.jit(value_and_gradient, static_argnums=0)(_rows(), z, y)
-    np.testing.assert_array_equal(np.isnan(loss), [False, True, True])
+    value, gradient = MODES["jit"](loss.fn, z, y)
+    np.testing.assert_array_equal(np.isnan(value), np.array([False, True, True]) | loss.summed)
     np.testing.assert_array_equal(np.isnan(gradient).all(-1), [False, True, True])
+    np.testing.assert_array_equal(np.isnan(gradient).any(-1), [False, True, True])
     with pytest.raises(ValueError, match=r"`labels`\[1\] = 4294967297 is outside \[0, 4\)"):
-        jxent.cross_entropy(z, np.asarray(y))
+        loss.fn(z, np.asarray(y))
 
 
+@of_labels
 @pytest.mark.parametrize("label", [-1, -100, 4, 2**32 + 1])
 @pytest.mark.parametrize("make", [np.asarray, list, jnp.asarray], ids=["numpy", "list", "jax"])
-@pytest.mark.parametrize("name", LABEL_LOSSES)
-def test_concrete_bad_labels_raise(name, make, label):
-    fn = LABEL_LOSSES[name][0]
+def test_concrete_bad_labels_raise(loss, make, label):
     if make is jnp.asarray and label > 2**31:
         return
     z, y = jnp.zeros((3, 4)), make([0, label, 2])
     words = re.escape(f"`labels`[1] = {label} is outside [0, 4); drop such rows with where= or")
     with pytest.raises(ValueError, match=words):
-        fn(z, y)
+        loss.fn(z, y)
     with pytest.raises(ValueError, match=words):
-        jax.jit(lambda z: fn(z, y))(z)
+        jax.jit(lambda z: loss.fn(z, y))(z)
     kept = jnp.asarray([True, False, True])
-    assert np.all(np.isfinite(fn(z, y, where=kept)))
+    assert np.all(np.isfinite(loss.fn(z, y, where=kept)))
+
+
+WRONG_LABELS = {
+    "floats": (np.zeros(4, np.float32), TypeError, r"must be integers, got float32\[4\]"),
+    "booleans": (np.zeros(4, bool), TypeError, r"must be integers, got bool\[4\]"),
+    "[N, 1]": (np.zeros((4, 1), int), ValueError, r"shape \[4\], got int64\[4, 1\]; squeeze"),
+    "[1]": (np.zeros(1, int), ValueError, r"shape \[4\], got int64\[1\]"),
+    "a scalar": (0, ValueError, r"shape \[4\], got int64\[\]"),
+}
+
+
+@of_labels
+@pytest.mark.parametrize("wrong", WRONG_LABELS)
+def test_wrong_labels_raise(loss, wrong, unhooked):
+    labels, error, words = WRONG_LABELS[wrong]
+    if loss.fn is jxent.softmax_focal_loss:  # which takes distributions too
+        error, words = (TypeError, ValueError), "must have the logits' shape"
+    with pytest.raises(error, match=rf"`labels` .*{words}"):
+        loss.fn(jnp.zeros((4, 5)), labels)
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(3, 1), (0, 5), (1, 1)])
+@pytest.mark.parametrize("name", LOSSES)
+def test_one_class_and_no_rows(name, rows, classes):
+    loss = LOSSES[name]
+    r = np.random.default_rng(0)
+    shape = (rows,) if loss.rows is binary_rows else (rows, classes)
+    x = jnp.asarray(r.standard_normal(shape), jnp.float32)
+    t = r.random(shape).astype(np.float32)
+    t = r.integers(0, classes, rows).astype(np.int32) if loss.labelled else t
+    expected = loss.oracle(f64(x), t)
+    value, gradient = MODES["jit"](loss.fn, x, jnp.asarray(t))
+    wanted, scale = expected.value, expected.scale["value"]
+    if loss.summed:
+        wanted, scale = wanted.sum(), scale.sum()
+    assert_close(value, wanted, rtol=1e-5, scale=scale)
+    slope = expected.gradient[loss.by]
+    assert_close(gradient, slope, rtol=1e-5, scale=expected.scale[loss.by], cancels=True)
 
 
 def test_concrete_bad_labels_of_label_weights_raise():

@@ -118,7 +118,8 @@ def _see(seen: _Seen, z: Logits, block: _Block) -> _Seen:
         share = share + jnp.sum(block.c)
     if E is not None:
         d = jnp.minimum(top[:, None] - z, jnp.finfo(z.dtype).max)
-        E = jnp.exp(-rise) * (E + rise * (1 + seen.stats.S)) + jnp.sum(jnp.exp(-d) * d, axis=-1)
+        left, rise = jnp.exp(-rise), jnp.minimum(rise, jnp.finfo(z.dtype).max)
+        E = left * E + (left * rise) * (1 + seen.stats.S) + jnp.sum(jnp.exp(-d) * d, axis=-1)
     return _Seen(stats, label, jnp.where(here, z_y, seen.z_y), gaps, share, E)
 
 
