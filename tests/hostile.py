@@ -199,7 +199,9 @@ class Loss:
 def linear(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """fn of hidden states in front of a head of 1s, so that its logits are they."""
     head = lambda h: jnp.eye(h.shape[-1], dtype=h.dtype)
-    return lambda h, y, **more: fn(h, head(h), y, chunk_size=4, **options, **more)
+    return lambda logits, labels, **more: fn(
+        logits, head(logits), labels, chunk_size=4, **options, **more
+    )
 
 
 def negative(out: oracle.Loss) -> oracle.Loss:
