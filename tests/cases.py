@@ -34,6 +34,12 @@ def _focal(labels: Any, **kw: Any) -> oracle.Loss:
     return _as_labels(oracle.softmax_focal_loss(targets=labels, **kw))
 
 
+# Ways of `linear_cross_entropy`, in pieces that divide nothing.
+LINEAR = {
+    way: functools.partial(jxent.linear_cross_entropy, implementation=way, chunk_size=3)
+    for way in ("tokens", "vocab", "reference")
+}
+
 # The oracle of each loss, under the loss's own argument names.
 ORACLES: dict[Callable[..., jax.Array], Callable[..., oracle.Loss]] = {
     jxent.cross_entropy: oracle.cross_entropy,
@@ -45,6 +51,7 @@ ORACLES: dict[Callable[..., jax.Array], Callable[..., oracle.Loss]] = {
     jxent.kl_divergence_with_log_targets: oracle.kl_divergence_with_log_targets,
     jxent.sigmoid_binary_cross_entropy: oracle.sigmoid_binary_cross_entropy,
     jxent.sigmoid_focal_loss: oracle.sigmoid_focal_loss,
+    **dict.fromkeys(LINEAR.values(), oracle.linear_cross_entropy),
 }
 
 
@@ -193,6 +200,26 @@ TRAINING_LOSSES: dict[str, Case] = {
     if reduction == "mean" or name in ("rows kept", "everything")
 }
 
+HIDDEN, HEAD, BIAS = (rng.standard_normal(shape) for shape in ((N, 3), (3, V), V))
+TRAINING_LOSSES |= {
+    f"{way}, {reduction}": Case(
+        fn,
+        dict(
+            hidden=HIDDEN,
+            head=HEAD,
+            labels=LABELS,
+            bias=BIAS,
+            where=ROWS_KEPT,
+            row_weights=W,
+            reduction=reduction,
+            **_everything,
+        ),
+    )
+    for way, fn in LINEAR.items()
+    for reduction in ("mean", "none")
+    if (way, reduction) != ("tokens", "none")
+}
+
 # One of each family: what the longer suites run every time; the rest is behind their marker.
 OFTEN = (
     "labels, classes kept",
@@ -203,4 +230,6 @@ OFTEN = (
     "sigmoid focal",
     "labels, everything, mean",
     "distributions, everything, none",
+    "tokens, mean",
+    "vocab, none",
 )
