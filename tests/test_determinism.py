@@ -1,6 +1,4 @@
-"""Same inputs, device and shapes: the same bits, call after call, program after program, process
-after process.
-"""
+"""Same inputs, device and shapes: the same bits, call after call and process after process."""
 
 import hashlib
 import json
@@ -13,19 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 from cases import OFTEN, ROW_LOSSES, TRAINING_LOSSES, Case, cast, value_and_gradients
 
+import jxent
 
-def large(dtype: str) -> dict[str, Case]:
+
+def large() -> dict[str, Case]:
     """Shapes over which XLA spreads its threads."""
     r = np.random.default_rng(0)
     z, y = r.standard_normal((257, 4001)), r.integers(0, 4001, 257).astype(np.int32)
     h, w = r.standard_normal((257, 32)), r.standard_normal((32, 4001))
-    cases = {**ROW_LOSSES, **TRAINING_LOSSES}
-    row, training = cases["labels"].fn, cases["labels, plain, mean"].fn
+    row, linear = jxent.softmax_cross_entropy_with_integer_labels, jxent.linear_cross_entropy
+    ways = {
+        "tokens": dict(implementation="tokens", chunk_size=100),
+        "vocab": dict(implementation="vocab", chunk_size=1000),
+    }
     return {
-        f"rows, {dtype}": Case(row, dict(logits=z, labels=y)),
-        f"training, {dtype}": Case(training, dict(logits=z, targets=y, z_loss=0.1)),
-        f"tokens, {dtype}": Case(cases["tokens, mean"].fn, dict(hidden=h, head=w, labels=y)),
-        f"vocab, {dtype}": Case(cases["vocab, none"].fn, dict(hidden=h, head=w, labels=y)),
+        "rows": Case(row, dict(logits=z, labels=y)),
+        "training": Case(jxent.cross_entropy, dict(logits=z, targets=y, z_loss=0.1)),
+        **{way: Case(linear, dict(hidden=h, head=w, labels=y, **how)) for way, how in ways.items()},
     }
 
 
@@ -36,7 +38,7 @@ def digests() -> dict[str, str]:
         if name in OFTEN:
             cases[name] = case, "float32"
     for dtype in ("float32", "bfloat16"):
-        cases |= {name: (case, dtype) for name, case in large(dtype).items()}
+        cases |= {f"{name}, {dtype}": (case, dtype) for name, case in large().items()}
     return {name: digest(case, dtype) for name, (case, dtype) in cases.items()}
 
 
@@ -47,13 +49,10 @@ def digest(case: Case, dtype: Any) -> str:
 
 
 def test_same_bits():
+    other = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True)
     first, again = digests(), digests()
-    jax.clear_caches()
-    compiled_again = digests()
-    run = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=True)
-    elsewhere = json.loads(run.stdout)
+    elsewhere = json.loads(other.communicate(timeout=600)[0])
     assert first == again
-    assert first == compiled_again
     assert first == elsewhere
     assert len(set(first.values())) == len(first)
 
