@@ -1,0 +1,424 @@
+"""Faults put into jxent by hand, each with the part of the suite that must notice.
+
+To add one: the file in jxent/, a passage that occurs in it once, what is put in its place, and the
+tests that must fail, as a file in tests/ and a `-k` expression.  `pytest -m deep
+tests/test_mutants.py` runs them all; one that survives wants a new test, not a new mutant.
+"""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One fault."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+    chosen: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {' '.join(self.old.split())[:60]}"
+
+
+_ULP, _HOSTILE, _LOSSES = "test_accuracy.py", "test_hostile.py", "test_losses.py"
+_TRANSFORMS, _LINEAR, _MEMORY = "test_transforms.py", "test_linear.py", "test_memory.py"
+_ONE_OF_EACH = "test_training_losses and labels"
+
+MUTANTS = [
+    # One row's mathematics.
+    Mutant(
+        "_rows.py",
+        "S = lax.cond(jnp.any(total < _CONFIDENT), exact, lambda: total - 1)",
+        "S = total - 1",
+        _ULP,
+        "confident_rows",
+    ),
+    Mutant("_rows.py", "jnp.where(S < _FAINT, rest, S)", "S", _ULP, "ulp_bounds and confident"),
+    Mutant(
+        "_rows.py",
+        "gap) + jnp.log1p(stats.S)",
+        "gap) + jnp.log(1 + stats.S)",
+        _ULP,
+        "confident_rows",
+    ),
+    Mutant(
+        "_rows.py",
+        "on = (dnll * p_y_minus_1)[..., None]",
+        "on = (dnll * (1 + p_y_minus_1) - dnll)[..., None]",
+        _ULP,
+        "confident_rows",
+    ),
+    Mutant(
+        "_rows.py",
+        "out = out - dspread[..., None] * class_weights",
+        "out = out + dspread[..., None] * class_weights",
+        _LOSSES,
+        _ONE_OF_EACH,
+    ),
+    Mutant(
+        "_rows.py",
+        "through_nll = dnll * jnp.sum(target, axis=-1)",
+        "through_nll = dnll",
+        _LOSSES,
+        "test_training_losses and distributions",
+    ),
+    Mutant(
+        "_rows.py",
+        "jnp.minimum(m[..., None] - z, ceiling)",
+        "(m[..., None] - z)",
+        _HOSTILE,
+        "rows_at_fault and float32-jit and cross_entropy",
+    ),
+    Mutant(
+        "_rows.py",
+        "return x + (other - lax.stop_gradient(other))",
+        "return x",
+        _TRANSFORMS,
+        "inside_a_scan",
+    ),
+    Mutant(
+        "_rows.py",
+        "(jnp.exp(lax.stop_gradient(lse) - lse) / (1 + S))",
+        "(1 / (1 + S))",
+        _TRANSFORMS,
+        "second_derivatives and everything",
+    ),
+    Mutant(
+        "_rows.py",
+        "lead + rest * jnp.exp(behind)",
+        "lead + rest * jnp.exp(behind) - 1",
+        _LINEAR,
+        "every_size",
+    ),
+    Mutant(
+        "_rows.py",
+        "jnp.sum(class_weights, axis=-1) if total is None else total",
+        "jnp.sum(class_weights, axis=-1)",
+        _LINEAR,
+        "every_option and vocab",
+    ),
+    Mutant(
+        "_rows.py",
+        "m = lax.stop_gradient(jnp.max(z",
+        "m = lax.stop_gradient(jnp.min(z",
+        _ULP,
+        "ulp_bounds and wide",
+    ),
+    # Weights, masks, the denominator.
+    Mutant(
+        "_weights.py",
+        "jnp.where((wide >= 0) & (wide < classes), wide, -1)",
+        "jnp.where(wide < classes, wide, -1)",
+        _HOSTILE,
+        "wide_labels",
+    ),
+    Mutant(
+        "_weights.py",
+        "return counts if where is None else where & counts",
+        "return counts",
+        _LINEAR,
+        "every_option and everything",
+    ),
+    Mutant(
+        "_weights.py",
+        "jnp.where(y < 0, jnp.nan, at_label(table, y))",
+        "at_label(table, y)",
+        _HOSTILE,
+        "label_weights",
+    ),
+    Mutant(
+        "_weights.py",
+        "weighted / jnp.where(mass == 0, 1, mass))",
+        "weighted)",
+        _LOSSES,
+        "test_training_losses and distributions",
+    ),
+    Mutant(
+        "_weights.py",
+        "t, mass = jnp.where(fault[..., None], 0, t), jnp.where(fault, 0, mass)",
+        "pass",
+        _HOSTILE,
+        "dropped_rows and row_weights",
+    ),
+    Mutant(
+        "_weights.py",
+        "jnp.ones(rows, dtype) if kept is None else kept.astype(dtype)",
+        "jnp.ones(rows, dtype)",
+        _LOSSES,
+        "ways_to_drop_rows",
+    ),
+    Mutant(
+        "_weights.py",
+        "_product(1 - label_smoothing, row_weights, own)",
+        "_product(1 - label_smoothing, row_weights)",
+        _LOSSES,
+        _ONE_OF_EACH,
+    ),
+    Mutant(
+        "_weights.py",
+        "b = _product(z_loss, row_weights)",
+        "b = _product(z_loss)",
+        _LOSSES,
+        _ONE_OF_EACH,
+    ),
+    Mutant(
+        "_weights.py",
+        "if mask is not None:\n            share",
+        "if False:\n            share",
+        _LOSSES,
+        _ONE_OF_EACH,
+    ),
+    Mutant(
+        "_weights.py",
+        "return jnp.where(silent, jax.lax.stop_gradient(lse * lse), heard * heard)",
+        "return lse * lse",
+        _HOSTILE,
+        "dropped_rows and row_weights",
+    ),
+    Mutant(
+        "_reduce.py",
+        "return jnp.where(empty, 0, x / jnp.where(empty, 1, by))",
+        "return x / by",
+        _HOSTILE,
+        "means_over_nothing",
+    ),
+    Mutant(
+        "_reduce.py",
+        "return over_devices(jnp.sum(weights), axis_name)",
+        "return jnp.sum(weights)",
+        _TRANSFORMS,
+        "axis_name",
+    ),
+    Mutant(
+        "_reduce.py",
+        "total = over_devices(jnp.sum(rows), axis_name)",
+        "total = jnp.sum(rows)",
+        _TRANSFORMS,
+        "axis_name",
+    ),
+    Mutant(
+        "_reduce.py",
+        "    if normalizer is not None:\n        return normalizer\n",
+        "",
+        _LOSSES,
+        "accumulation",
+    ),
+    Mutant(
+        "_product.py", "return w * _told(w, x)", "return w * x", _HOSTILE, "zero_weights or dropped"
+    ),
+    # The formula attached to JAX.
+    Mutant("_dense.py", "(1 + t) * (1 - t) * tangents[0]", "tangents[0]", _LOSSES, "soft and cap"),
+    Mutant(
+        "_dense.py",
+        "stats = Statistics(stats.m, jnp.where(bad, jnp.nan, stats.S))",
+        "stats = Statistics(stats.m, stats.S)",
+        _HOSTILE,
+        "rows_at_fault and float32-jit",
+    ),
+    Mutant(
+        "_dense.py",
+        "return Row(keep(nll), keep(lse)",
+        "return Row(nll, lse",
+        _HOSTILE,
+        "dropped_rows",
+    ),
+    Mutant(
+        "_dense.py",
+        "heard = ~silent if kept is None else kept & ~silent",
+        "heard = jnp.ones_like(silent) if kept is None else kept",
+        _HOSTILE,
+        "dropped_rows and row_weights",
+    ),
+    Mutant(
+        "_dense.py",
+        "| jnp.isnan(row.nll)",
+        "",
+        _HOSTILE,
+        "dropped_rows and row_weights and distributions",
+    ),
+    Mutant(
+        "_dense.py",
+        "dt = _weighted_targets(dnll[..., None] * each, c, z)",
+        "dt = _weighted_targets(dnll[..., None] * each, None, z)",
+        _LOSSES,
+        "test_training_losses and distributions",
+    ),
+    Mutant(
+        "_dense.py",
+        "jnp.zeros_like(z) if dspread is None else dspread[..., None] * each",
+        "jnp.zeros_like(z)",
+        _LOSSES,
+        _ONE_OF_EACH,
+    ),
+    Mutant(
+        "_dense.py",
+        "t = _in_rows(heard, targets.astype(z.dtype))",
+        "t = targets.astype(z.dtype)",
+        _HOSTILE,
+        "dropped_rows and distributions",
+    ),
+    Mutant(
+        "_dense.py",
+        "spread_dot = total(d(dspread=one) * z_dot)",
+        "spread_dot = zero",
+        _TRANSFORMS,
+        "test_row_losses and jacfwd",
+    ),
+    Mutant(
+        "_dense.py",
+        "return dtype if jnp.finfo(dtype).bits > jnp.finfo(wide).bits else wide",
+        "return dtype",
+        _LOSSES,
+        "test_row_losses and bfloat16",
+    ),
+    Mutant(
+        "_dense.py",
+        "jax.checkpoint_policies.save_only_these_names(_SAVED)",
+        "jax.checkpoint_policies.everything_saveable",
+        _MEMORY,
+        "what_is_saved and labels",
+    ),
+    Mutant(
+        "_dense.py",
+        "z = u if mask is None else jnp.where(mask, u, -jnp.inf)",
+        "z = u",
+        _LOSSES,
+        "excluded_classes",
+    ),
+    Mutant(
+        "_dense.py",
+        "return p, p * (z_dot - lse_dot[..., None])",
+        "return p, p * z_dot",
+        _TRANSFORMS,
+        "second_derivatives and everything",
+    ),
+    Mutant(
+        "_dense.py",
+        "return bad | ~jnp.any(is_label(targets, mask) & mask, axis=-1)",
+        "return bad",
+        _HOSTILE,
+        "class_masks_at_fault",
+    ),
+    # Logits never stored.
+    Mutant(
+        "_linear/cut.py",
+        "jnp.where(i == 0, self.first, self.size)",
+        "jnp.full_like(i, self.size)",
+        _LINEAR,
+        "every_size",
+    ),
+    Mutant(
+        "_linear/cut.py",
+        "jnp.maximum(i * self.size - (self.size - self.first), 0)",
+        "i * self.size",
+        _LINEAR,
+        "every_size",
+    ),
+    Mutant("_linear/head.py", "exponent - 14", "exponent - 40", _LINEAR, "half_precision"),
+    Mutant(
+        "_linear/head.py",
+        "return x if unit is None else x * unit",
+        "return x",
+        _LINEAR,
+        "half_precision",
+    ),
+    Mutant(
+        "_linear/head.py",
+        "preferred_element_type=dtype",
+        "preferred_element_type=a.dtype",
+        _LINEAR,
+        "half_precision or dtypes",
+    ),
+    Mutant("_linear/tokens.py", "h_i = selected(keep, h_i)", "pass", _LINEAR, "does_not_count"),
+    Mutant(
+        "_linear/tokens.py",
+        "keep = own if keep is None else keep if own is None else keep & own",
+        "pass",
+        _LINEAR,
+        "every_size",
+    ),
+    Mutant(
+        "_linear/tokens.py",
+        "db = db + jnp.sum(dz, axis=0)",
+        "db = jnp.sum(dz, axis=0)",
+        _LINEAR,
+        "every_option",
+    ),
+    Mutant(
+        "_linear/tokens.py",
+        "return (g * slope).astype",
+        "return slope.astype",
+        _LINEAR,
+        "every_option",
+    ),
+    Mutant(
+        "_linear/vocab.py",
+        "c_i = None if c_i is None else jnp.where(own, c_i, 0)",
+        "pass",
+        _LINEAR,
+        "every_option",
+    ),
+    Mutant(
+        "_linear/vocab.py",
+        "at < pieces.owned(i)",
+        "at < pieces.size",
+        _LINEAR,
+        "every_size or every_label",
+    ),
+    Mutant(
+        "_linear/vocab.py",
+        "left * E + (left * rise) * (1 + seen.stats.S)",
+        "left * E",
+        _LINEAR,
+        "log_probs",
+    ),
+    Mutant(
+        "_linear/vocab.py",
+        "jnp.minimum(rise, jnp.finfo(z.dtype).max)",
+        "rise",
+        _HOSTILE,
+        "rows_at_fault and entropy and float32-jit",
+    ),
+    Mutant("_linear/vocab.py", "gaps + scale(share, rise) +", "gaps +", _LINEAR, "every_option"),
+    Mutant("_linear/vocab.py", "each - entropy[:, None]", "each", _LINEAR, "log_probs"),
+    Mutant(
+        "_linear/vocab.py",
+        "jnp.where(m == -jnp.inf, -1, S)",
+        "S",
+        _LINEAR,
+        "impossible or entropy",
+    ),
+    Mutant(
+        "_linear/vocab.py", "m > seen.stats.m, m", "m >= seen.stats.m, m", _LINEAR, "predictions"
+    ),
+    Mutant(
+        "_linear/vocab.py",
+        "(dz,) = pull(selected(heard, dz))",
+        "(dz,) = pull(dz)",
+        _LINEAR,
+        "does_not_count or at_fault or scan",
+    ),
+    Mutant(
+        "linear.py",
+        "by=denominator(said.weights, normalizer, axis_name)",
+        "by=denominator(said.weights, None, axis_name)",
+        _LINEAR,
+        "normalizer",
+    ),
+    # One logit a loss; divergences.
+    Mutant(
+        "binary.py",
+        "slope = A * (root * slope)",
+        "slope = A * (root * root) * slope / root",
+        "test_binary.py",
+        "keeps_its_digits or beyond_underflow",
+    ),
+    Mutant(
+        "binary.py",
+        "return jnp.where((w == 0) & jnp.isinf(x), jnp.zeros_like(x), w * x)",
+        "return w * x",
+        _HOSTILE,
+        "rows_at_fault and sigmoid and float32-jit",
+    ),
+]

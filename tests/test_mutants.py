@@ -1,0 +1,69 @@
+"""Every fault of `mutants.py` is noticed by the tests that it names."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mutants import MUTANTS
+
+ROOT = Path(__file__).parents[1]
+FAILED = 1  # pytest's exit code when tests failed; others mean that none ran
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The project, to be broken."""
+    root = tmp_path_factory.mktemp("mutants") / "project"
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("jxent", "tests"):
+        shutil.copytree(ROOT / name, root / name, ignore=ignore)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, root / name)
+    return root
+
+
+def run(root: Path, tests: str, chosen: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [*command, f"tests/{tests}", "-k", chosen],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_passages_occur_once():
+    """So that a change of the code cannot leave a mutant behind that mutates nothing."""
+    for mutant in MUTANTS:
+        found = (ROOT / "jxent" / mutant.file).read_text().count(mutant.old)
+        assert found == 1, f"{mutant}: found {found} times"
+        assert mutant.old != mutant.new
+        assert (ROOT / "tests" / mutant.tests).exists()
+    assert len(MUTANTS) >= 25
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_killed(mutant, copy):
+    path = copy / "jxent" / mutant.file
+    source = path.read_text()
+    path.write_text(source.replace(mutant.old, mutant.new))
+    try:
+        result = run(copy, mutant.tests, mutant.chosen)
+    finally:
+        path.write_text(source)
+    assert result.returncode == FAILED, f"survived: {mutant}\n{result.stdout[-2000:]}"
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("tests", sorted({mutant.tests for mutant in MUTANTS}))
+def test_the_copy_itself_passes(tests, copy):
+    """Otherwise every mutant would seem to be killed."""
+    chosen = " or ".join(f"({m.chosen})" for m in MUTANTS if m.tests == tests)
+    result = run(copy, tests, chosen)
+    assert result.returncode == 0, result.stdout[-2000:]
