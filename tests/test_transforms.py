@@ -23,6 +23,7 @@ from cases import (
     cast,
     function,
     split,
+    value_and_gradients,
 )
 from compare import assert_close, enable_x64, f64
 from jax import export
@@ -249,6 +250,26 @@ def test_training_losses(case, transform, dtype):
         g = cotangent(case)
         gradients = jax.jit(lambda x, g: TRAINING_TRANSFORMS[transform](case, f, x, g))(x, g)
         assert_gradients(case, gradients, g)
+
+
+# JAX's own alarms.
+
+
+@pytest.mark.parametrize("name", OFTEN)
+def test_no_nan_on_the_way(name):
+    """`jax_debug_nans` finds none on clean inputs."""
+    case = {**ROW_LOSSES, **TRAINING_LOSSES}[name]
+    with jax.debug_nans(True):
+        value_and_gradients(case.fn, cast(case.arguments, jnp.float32))
+
+
+@pytest.mark.parametrize("name", OFTEN)
+def test_no_tracer_leaks(name):
+    case = {**ROW_LOSSES, **TRAINING_LOSSES}[name]
+    f, x = function(Case(case.fn, cast(case.arguments, jnp.float32)))
+    with jax.checking_leaks():
+        jax.jit(jax.grad(lambda x: jnp.sum(f(x))))(x)
+        jax.jit(jax.vmap(jax.grad(lambda x: jnp.sum(f(x)))))(twice(x))
 
 
 # Export: one program for every platform, read back and called where we are.
