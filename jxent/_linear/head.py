@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jxent._dense import Options, loss_dtype
 from jxent._typing import Logits, RowMask
@@ -129,12 +129,12 @@ def perturbed(argument: Any) -> bool:
     return any(x.perturbed for x in jax.tree.leaves(argument))
 
 
-def flag(up: bool) -> Float[Array, "_"]:
+def flag(up: bool) -> Bool[Array, "_"]:
     """A boolean in an array's shape: what a rule saves must have one structure whatever it says."""
-    return jnp.zeros(int(up))
+    return jnp.zeros(int(up), bool)
 
 
-def raised(flag: Float[Array, "_"]) -> bool:
+def raised(flag: Bool[Array, "_"]) -> bool:
     """What it says."""
     return flag.size == 1
 

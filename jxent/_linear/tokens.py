@@ -130,8 +130,8 @@ def _bwd(_, saved, g):
     leaves, structure = jax.tree.flatten(slopes)
 
     def back(slope: Array, like: Any) -> Any:
-        asked = slope.shape == like.shape
-        return (g * slope).astype(like.dtype) if asked else nothing(like)
+        unasked = slope.dtype == bool
+        return nothing(like) if unasked else (g * slope).astype(like.dtype)
 
     found = [back(slope, like) for slope, like in zip(leaves, types.leaves, strict=True)]
     h, w, b, c, by = jax.tree.unflatten(structure, found)
