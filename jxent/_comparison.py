@@ -98,7 +98,12 @@ class Comparison:
     def plot(self, ax: Any = None) -> Any:
         """Draw the best beside every other, with both intervals; returns the matplotlib axes."""
         with _check.needed("Comparison.plot", "matplotlib"):
-            return _figures.differences(self, ax=ax)
+            return _figures.differences(
+                self.with_best,
+                level=f"{100 * self.confidence:g}%",
+                xlabel=f"mean loss above {self.best} (nats per {self.per})",
+                ax=ax,
+            )
 
     def __str__(self) -> str:
         """Two tables, the models and every other beside the best, and the verdict."""

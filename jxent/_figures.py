@@ -1,14 +1,12 @@
 """Pictures of a comparison and of a calibration, in matplotlib, if it is there."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from jxent._calibration import BINS, calibration
-
-if TYPE_CHECKING:
-    from jxent._comparison import Comparison
 
 # Okabe and Ito's, told apart by colour-blind readers too.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -30,16 +28,14 @@ def _legend(ax: Any) -> None:
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8)
 
 
-def differences(comparison: "Comparison", ax: Any = None) -> Any:
-    """How far above the best every other model lies, with both intervals."""
-    pairs = comparison.with_best
+def differences(pairs: Sequence[Any], *, level: str, xlabel: str, ax: Any = None) -> Any:
+    """The `Difference` of every pair, with both intervals."""
     ax = _axes(ax, 1.5 + 0.5 * len(pairs))
     t, bootstrap = COLOURS
     for place, d in enumerate(pairs):
         ax.plot([d.low, d.high], [place - 0.1] * 2, color=t, linewidth=2.5)
         ax.plot([d.bootstrap_low, d.bootstrap_high], [place + 0.1] * 2, color=bootstrap)
         ax.plot(d.mean, place, "o", color="black", fillstyle="full" if d.real else "none")
-    level = f"{100 * comparison.confidence:g}%"
     ax.plot([], [], color=t, linewidth=2.5, label=f"{level} t interval")
     ax.plot([], [], color=bootstrap, label=f"{level} bootstrap interval")
     ax.plot([], [], "o", color="black", label="difference, real")
@@ -47,7 +43,7 @@ def differences(comparison: "Comparison", ax: Any = None) -> Any:
     ax.axvline(0, color="#999999", linewidth=1, zorder=0)
     ax.set_yticks(range(len(pairs)), [d.worse for d in pairs])
     ax.set_ylim(len(pairs) - 0.5, -0.5)
-    ax.set_xlabel(f"mean loss above {comparison.best} (nats per {comparison.per})")
+    ax.set_xlabel(xlabel)
     ax.grid(axis="x", alpha=0.3)
     _legend(ax)
     return ax
@@ -63,7 +59,7 @@ def reliability(
     ax: Any = None,
 ) -> Any:
     """Share of right predictions against confidence, bin by bin, with Wilson intervals."""
-    ax = _axes(ax, 5)
+    ax = _axes(ax, 5.0)
     n, sure, right, error = calibration(confidence, correct, weights, bins)
     centre = (right + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z * np.sqrt(right * (1 - right) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)

@@ -402,7 +402,7 @@ def _picture(path: Path | None) -> str:
 
 
 def _write(contents: dict[Path, bytes]) -> None:
-    """Every file or none: beside its place first, then moved there."""
+    """All beside their places first, then moved there: what does not fit replaces nothing."""
     beside: dict[Path, Path] = {}
     try:
         try:

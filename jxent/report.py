@@ -16,7 +16,7 @@ from rich.text import Text
 
 from jxent import bench, bench_linear, demo, gradcheck
 from jxent._comparison import Comparison
-from jxent._figures import COLOURS, differences, reliability
+from jxent._figures import COLOURS, reliability
 from jxent.predictions import Predictions
 from jxent.scores import Score
 
@@ -378,7 +378,7 @@ def draw_comparison(
     figure = Figure(figsize=(12 if both else 6, height), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2 if both else 1, squeeze=False)[0]
     if comparison is not None:
-        differences(comparison, ax=panels[0])
+        comparison.plot(ax=panels[0])
     for name, e in scores.items():
         reliability(e.confidence, e.correct, weights, label=name, ax=panels[-1])
     out = io.BytesIO()

@@ -58,7 +58,7 @@ def compare(
 
         from sklearn.model_selection import GroupKFold, cross_val_predict
         p = cross_val_predict(model, x, y, cv=GroupKFold(5), groups=groups, method="predict_proba")
-        rows = jxent.cross_entropy(np.log(p), y, reduction="none")
+        rows = jxent.cross_entropy(jnp.log(p), y, reduction="none")
 
     and J random splits from `ShuffleSplit(15, test_size=0.2)`, whose `test_fraction` is 0.2.
 
