@@ -131,11 +131,12 @@ def compare(
 
     def estimate(d: Float[np.ndarray, " N"], size: float) -> tuple[float, np.ndarray, float]:
         """d̄, u and s; `size` is that of the losses behind d."""
-        mean = float(w @ d)
+        mean = float(np.sum(w * d))
+        mean += float(np.sum(w * (d - mean)))  # what rounding left, of a million rows
+        u = _sums_by(group, w * (d - mean))
         rounding = _ROUNDINGS * np.finfo(np.float64).eps * size
-        constant = np.all(np.abs(d - mean) <= rounding)
-        u = np.zeros(units) if constant else _sums_by(group, w * (d - mean))
-        mean = 0.0 if constant and abs(mean) <= rounding else mean
+        if np.all(np.abs(u) <= rounding * shares):
+            return (mean if abs(mean) > rounding else 0.0), np.zeros(units), 0.0
         return mean, u, wider * float(np.sqrt(units / (units - 1) * np.sum(u**2)))
 
     models = []

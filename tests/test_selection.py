@@ -404,6 +404,17 @@ def test_a_constant_difference_has_an_interval_without_width(shift):
     assert (d.standard_error, d.p_value, d.probability, d.real) == (0, 0, 1, True)
 
 
+def test_a_constant_difference_of_many_rows_and_of_groups():
+    rng = np.random.default_rng(26)
+    a = rng.exponential(1.0, 200_000)
+    w = rng.uniform(0.5, 2.0, a.size)
+    d = only_pair({"a": a, "b": a + 0.1}, weights=w)
+    assert d.standard_error == 0 and d.mean == pytest.approx(0.1, rel=1e-12)
+    a, swing = a[:60], np.tile([0.1, 0.3, -0.4], 20)  # of which no group knows anything
+    d = only_pair({"a": a, "b": a + swing}, groups=np.arange(60) // 3)
+    assert (d.mean, d.standard_error, d.p_value, d.real) == (0, 0, 1, False)
+
+
 def test_rounding_is_no_difference():
     a = losses(18)["m0"]
     d = only_pair({"a": a, "b": a * (1 + 2**-52)})
