@@ -132,7 +132,6 @@ def compare(
     def estimate(d: Float[np.ndarray, " N"], size: float) -> tuple[float, np.ndarray, float]:
         """d̄, u and s; `size` is that of the losses behind d."""
         mean = float(np.sum(w * d))
-        mean += float(np.sum(w * (d - mean)))  # what rounding left, of a million rows
         u = _sums_by(group, w * (d - mean))
         rounding = _ROUNDINGS * np.finfo(np.float64).eps * size
         if np.all(np.abs(u) <= rounding * shares):

@@ -424,6 +424,12 @@ def test_bad_weights_and_groups(flag, array, words, here, capsys):
     assert f"x.npy: {words}" in line
 
 
+def test_a_group_too_many_is_no_header(here, capsys):
+    (here / "g.csv").write_text("\n".join(f"g{i % 7}" for i in range(ROWS + 1)))
+    line = untouched(here, capsys, "labels.npy", "good.npy", "bad.npy", "--groups", "g.csv")
+    assert "g.csv: 61 rows, but there are 60 labels" in line
+
+
 def test_one_group_has_no_standard_error(here, capsys):
     np.save("g.npy", np.zeros(ROWS, int))
     code, line = refused(

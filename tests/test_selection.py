@@ -199,6 +199,14 @@ def test_resampled_means_have_the_bootstrap_s_moments(rows, weighted):
     np.testing.assert_allclose(np.corrcoef(m.T)[0, 1], together, atol=0.04)
 
 
+@pytest.mark.parametrize("rows", [FEW, MANY])
+def test_what_is_proportional_to_the_weights_has_one_mean(rows):
+    w = np.random.default_rng(27).uniform(0.5, 2, rows)
+    w /= np.sum(w)
+    m = _bootstrap.resampled_means(np.stack([3 * w, -w], axis=1), w, 100, 0)
+    np.testing.assert_allclose(m, np.broadcast_to([3.0, -1.0], m.shape), rtol=1e-5)
+
+
 def test_counts_have_poisson_s_moments():
     n, c = np.array(_bootstrap.FREQUENCIES), np.arange(6)
     assert np.sum(n) == np.sum(n * c) == np.sum(n * c * (c - 1)) == 256
