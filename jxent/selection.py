@@ -48,7 +48,7 @@ def compare(
     is at most 1 − confidence. All pairs, because which model is best is seen on the same rows. The
     intervals are each for itself. Two of them: Student's t, and the bootstrap's BCa, which follows
     skewed differences (its end points are corrected for bias and skewness; the plain percentiles
-    are not). Of few rows or groups, less than 30, say, trust the first.
+    are not) and is expanded for small samples. Of less than 30 rows or groups trust the first.
 
     They speak of these trained models on new rows, not of training them anew. For that, give one
     mean loss for each of J random splits, and `test_fraction`: s² = (1/J + n_test/n_train) s_d²,
@@ -103,7 +103,8 @@ def compare(
       Statistical Tests for Comparing Supervised Classification Learning Algorithms*, 1998;
       `test_fraction`: Nadeau and Bengio, *Inference for the Generalization Error*, 2003. Holm, *A
       Simple Sequentially Rejective Multiple Test Procedure*, 1979. BCa: Efron, *Better Bootstrap
-      Confidence Intervals*, 1987. Groups: Liang and Zeger, *Longitudinal Data Analysis Using
+      Confidence Intervals*, 1987; expanded: Hesterberg, *What Teachers Should Know About the
+      Bootstrap*, 2015. Groups: Liang and Zeger, *Longitudinal Data Analysis Using
       Generalized Linear Models*, 1986.
     """
     fn = "compare"
@@ -128,6 +129,7 @@ def compare(
     _check.enough(fn, "rows" if group is None else "groups", units)
     wider = float(np.sqrt(1 + units * overlap))
     t = float(stdtrit(units - 1, (1 + confidence) / 2))
+    reach = t * float(np.sqrt(units / (units - 1)))
 
     def estimate(d: Float[np.ndarray, " N"], size: float) -> tuple[float, np.ndarray, float]:
         """d̄, u and s; `size` is that of the losses behind d."""
@@ -159,7 +161,7 @@ def compare(
     for m, n in places:
         mean, u, s = estimates[m, n]
         move = moved[:, n] - moved[:, m] if s > 0 else np.zeros(resamples)
-        low, high = (mean, mean) if s == 0 else mean + _bca(move, u, s, confidence)
+        low, high = (mean, mean) if s == 0 else mean + _bca(move, u, s, reach)
         tests.append(2 * float(stdtr(units - 1, -abs(mean) / s)) if s > 0 else float(mean == 0))
         better = 1 - _share_below(mean + move, _TIE * s)
         figures.append((mean, s, mean - t * s, mean + t * s, float(low), float(high), better))
@@ -194,19 +196,22 @@ def _share_below(x: Float[np.ndarray, " R"], tie: float) -> float:
 
 
 def _bca(
-    move: Float[np.ndarray, " R"], u: Float[np.ndarray, " G"], s: float, confidence: float
+    move: Float[np.ndarray, " R"], u: Float[np.ndarray, " G"], s: float, reach: float
 ) -> Float[np.ndarray, "2"]:
     """Where the bootstrap's interval ends, from the mean: percentiles α₁, α₂ of the moves.
 
-    α = Φ(z₀ + (z₀ + z)/(1 − a (z₀ + z)))     z = Φ⁻¹((1 ∓ confidence)/2)
+    α = Φ(z₀ + (z₀ + z)/(1 − a (z₀ + z)))     z = ∓ t √(G/(G−1))
     z₀ = Φ⁻¹(share of moves below 0)           a = Σ u³ / 6 (Σ u²)^(3/2)
+
+    Φ⁻¹ in the place of t √(G/(G−1)) would be Efron's: of few groups too narrow, since moves spread
+    less than s by that root and s is itself uncertain.
     """
     from scipy.special import ndtr, ndtri
 
     half = 0.5 / len(move)
     z0 = ndtri(np.clip(_share_below(move, _TIE * s), half, 1 - half))
     a = np.sum(u**3) / (6 * np.sum(u**2) ** 1.5)
-    z = z0 + ndtri(np.array([1 - confidence, 1 + confidence]) / 2)
+    z = z0 + np.array([-reach, reach])
     levels = ndtr(z0 + z / np.maximum(1 - a * z, np.finfo(np.float64).tiny))
     return np.quantile(move, levels)
 

@@ -218,9 +218,17 @@ def test_intervals_are_scipy_s_bootstrap(rows):
     rng = np.random.default_rng(9)
     a = rng.exponential(1.0, rows)
     b = a + rng.exponential(1.0, rows) ** 2 - 1.5
-    d = of_b_minus_a({"a": a, "b": b}, resamples=10_000)
+    resamples = 40_000 if rows == FEW else 10_000
+    d = of_b_minus_a({"a": a, "b": b}, resamples=resamples)
+    reach = math.sqrt(rows / (rows - 1)) * scipy.stats.t(rows - 1).ppf(0.975)
     theirs = scipy.stats.bootstrap(
-        (b - a,), np.mean, n_resamples=10_000, batch=500, method="BCa", rng=np.random.default_rng(1)
+        (b - a,),
+        np.mean,
+        n_resamples=resamples,
+        batch=500,
+        method="BCa",
+        confidence_level=1 - 2 * scipy.stats.norm.sf(reach),  # expanded: that of t
+        rng=np.random.default_rng(1),
     )
     ours = np.array([d.bootstrap_low, d.bootstrap_high])
     interval = theirs.confidence_interval
