@@ -22,11 +22,15 @@ Row losses: optax's names and arguments, one loss a row, every transformation
 
 Namespaces
 
+    jxent.selection     compare row losses of models, with intervals; log_likelihood, aic, bic,
+                        plot_reliability
     jxent.testing       assert_gradients_match, checked: for losses of your own
 
-`python -m jxent` trains two classifiers with optax on real data and says which is better.
+`python -m jxent` trains two classifiers with optax on real data and says which is better;
+`python -m jxent compare` does so for saved predictions of any models.
 """
 
+from jxent import selection as selection
 from jxent import testing as testing
 from jxent.binary import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
 from jxent.binary import sigmoid_focal_loss as sigmoid_focal_loss
@@ -60,5 +64,6 @@ __all__ = [
     "sigmoid_focal_loss",
     "kl_divergence",
     "kl_divergence_with_log_targets",
+    "selection",
     "testing",
 ]

@@ -3,6 +3,7 @@
     python -m jxent [train]    train two classifiers and say which has the lower cross-entropy
     python -m jxent check      only the gradient check
     python -m jxent bench      time and memory of every loss beside others'
+    python -m jxent compare    which of several models' saved predictions are better, and how sure
 
 Exit codes: 0 done; 1 something failed or missed its bound; 2 a flag is wrong; 130 interrupted.
 A verb is one function that adds its parser, with the function to run.
@@ -26,7 +27,9 @@ from typing import Any, NoReturn
 
 import jax
 
-from jxent import bench, bench_linear, demo, gradcheck
+from jxent import bench, bench_linear, demo, gradcheck, predictions, selection
+from jxent._bootstrap import least_resamples
+from jxent.scores import score
 
 PROGRAM = "python -m jxent"
 FAILED, BAD_FLAG, INTERRUPTED = 1, 2, 130
@@ -83,7 +86,7 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for add in (_add_train, _add_check, _add_bench):
+    for add in (_add_train, _add_check, _add_bench, _add_compare):
         add(verbs)
     return parser
 
@@ -252,6 +255,177 @@ def _bench_linear(
     return results
 
 
+def _add_compare(verbs: Any) -> None:
+    words = "say which of several models' saved predictions are better, and how sure that is"
+    parser = verbs.add_parser(
+        "compare",
+        help=words,
+        description=f"{words.capitalize()}. Files are .npy, .npz (file.npz:key where it holds "
+        "several arrays) or .csv, with a header or without; rows are counted from 0. Of one PRED: "
+        "only its figures.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("labels", metavar="LABELS", help="integers [N] in [0, V)")
+    parser.add_argument(
+        "predictions",
+        metavar="PRED",
+        nargs="+",
+        help="of the same rows: numbers [N, V], or [N] of class 1 of two",
+    )
+    parser.add_argument(
+        "--kind",
+        choices=predictions.KINDS,
+        help="what every PRED holds (default: as the values say, where they can be nothing else)",
+    )
+    parser.add_argument("--names", metavar="A,B", help="of the models (default: of the files)")
+    parser.add_argument(
+        "--groups",
+        metavar="FILE",
+        help="integers or strings [N]: rows with the same one belong together",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="of the rows, numbers [N] ≥ 0")
+    parser.add_argument(
+        "--confidence",
+        type=_between_0_and_1,
+        default=0.95,
+        metavar="C",
+        help="of the intervals, and 1 − the level of the tests (default %(default)s)",
+    )
+    parser.add_argument(
+        "--resamples",
+        type=_whole(1),
+        default=10_000,
+        metavar="N",
+        help="of the bootstrap (default %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=_whole(0, LARGEST_SEED),
+        default=0,
+        metavar="N",
+        help="of the bootstrap (default %(default)s)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the differences and the calibration there"
+    )
+    parser.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    _need("rich", "scipy", *(("matplotlib",) if options.plot else ()))
+    from jxent import report
+
+    least = least_resamples(options.confidence)
+    if options.resamples < least:
+        raise Refused(
+            f"argument --resamples: expected at least {least} at confidence "
+            f"{options.confidence:g}, got {options.resamples}",
+            BAD_FLAG,
+        )
+    given = options.predictions
+    names = predictions.names_of(given) if options.names is None else options.names.split(",")
+    if len(names) != len(given) or len(set(names)) < len(names) or not all(names):
+        raise Refused(
+            f"argument --names: expected {len(given)} different names, one for each PRED, got "
+            f"{','.join(names)!r}",
+            BAD_FLAG,
+        )
+    suffix = _picture(options.plot)
+    try:
+        labels = predictions.read_labels(options.labels)
+        count = len(labels)
+        read = {
+            name: predictions.read_predictions(path, count, options.kind)
+            for name, path in zip(names, given, strict=True)
+        }
+        classes = {name: p.logits.shape[1] for name, p in read.items()}
+        for name, path in zip(names, given, strict=True):
+            if classes[name] != classes[names[0]]:
+                raise predictions.Unreadable(
+                    f"{path}: {classes[name]} classes, but {given[0]} has {classes[names[0]]}"
+                )
+        predictions.check_labels(options.labels, labels, classes[names[0]])
+        weights = options.weights and predictions.read_weights(options.weights, count)
+        groups = options.groups and predictions.read_groups(options.groups, count)
+    except predictions.Unreadable as unreadable:
+        raise Refused(str(unreadable)) from unreadable
+    outputs = {
+        flag: path for flag, path in (("--json", options.json), ("--plot", options.plot)) if path
+    }
+    inputs = [options.labels, *given, *filter(None, (options.weights, options.groups))]
+    taken = {predictions.file_of(path).resolve(): path for path in inputs}
+    for flag, path in outputs.items():
+        if path.resolve() in taken:
+            raise Refused(f"{flag} {path}: it is read, and would be lost", BAD_FLAG)
+        taken[path.resolve()] = path
+    for flag, path in outputs.items():
+        _make_writable(flag, path, path)
+
+    scores = {name: score(p.logits, labels, weights) for name, p in read.items()}
+    finite = {name: e.rows for name, e in scores.items() if not e.impossible.size}
+    comparison = None
+    if len(finite) > 1:
+        chosen = {name: getattr(options, name) for name in ("confidence", "resamples", "seed")}
+        try:
+            comparison = selection.compare(finite, weights=weights, groups=groups, **chosen)
+        except ValueError as error:
+            raise Refused(str(error)) from error
+    said = report.compared(scores, comparison)
+    contents = {}
+    if options.json is not None:
+        record = {"versions": _versions(), "device": _device(), "labels": options.labels}
+        record |= report.comparison_record(read, scores, given, comparison, said)
+        contents[options.json] = json.dumps(record, indent=2, allow_nan=False).encode() + b"\n"
+    if options.plot is not None:
+        contents[options.plot] = report.draw_comparison(scores, comparison, weights, suffix)
+    console = report.console()
+    report.show_scores(console, read, scores, given)
+    report.show_comparison(console, comparison, said)
+    _write(contents)
+    for path in contents:
+        console.print(f"wrote {path}", markup=False)
+    return 0
+
+
+def _picture(path: Path | None) -> str:
+    """The format that a file name asks for."""
+    if path is None:
+        return ""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    suffix = path.suffix[1:].lower()
+    if suffix not in known:
+        raise Refused(f"--plot {path}: expected one of .{', .'.join(sorted(known))}", BAD_FLAG)
+    return suffix
+
+
+def _write(contents: dict[Path, bytes]) -> None:
+    """All beside their places first, then moved there: what does not fit replaces nothing."""
+    beside: dict[Path, Path] = {}
+    try:
+        try:
+            for path, content in contents.items():
+                with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                    beside[path] = Path(file.name)
+                    file.write(content)
+            for path, temporary in beside.items():
+                temporary.chmod(0o666 & ~_umask())
+                temporary.replace(path)
+        finally:
+            for temporary in beside.values():
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise Refused(f"{path}: cannot write there: {error}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def _train(options: argparse.Namespace) -> int:
     _need("rich", "sklearn", "scipy", *(("matplotlib",) if options.out else ()))
     from jxent import report
@@ -346,6 +520,14 @@ def _fraction(text: str) -> float:
         value = -1.0
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number in [0, 1], got {text!r}")
+    return value
+
+
+def _between_0_and_1(text: str) -> float:
+    """An argument type: a number in (0, 1)."""
+    value = _fraction(text)
+    if value in (0, 1):
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
     return value
 
 

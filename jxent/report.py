@@ -1,18 +1,25 @@
 """What the command line shows: tables, progress bars, the verdict in words, the picture."""
 
+import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from jxent import bench, bench_linear, demo, gradcheck
+from jxent._comparison import Comparison
+from jxent._figures import COLOURS, reliability
+from jxent.predictions import Predictions
+from jxent.scores import Score
 
-COLOURS = ("#0072B2", "#D55E00")  # told apart by colour-blind readers too
 SCIENTIFIC_FROM = 1e4
 BENCHMARK_WIDTH = 125
 
@@ -300,6 +307,108 @@ def draw(path: Path, config: demo.Config, result: demo.Result) -> None:
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     figure.savefig(path)
+
+
+def show_scores(
+    to: Console, read: dict[str, Predictions], scores: dict[str, Score], given: Sequence[str]
+) -> None:
+    """What each file was read as, and the figures of each model."""
+    for path, (name, predictions) in zip(given, read.items(), strict=True):
+        to.print(f"{name}: {path}, {predictions.words}", markup=False)
+    table = Table("model", box=SIMPLE_HEAD, pad_edge=False)
+    columns = ("log loss\n(nats)", "accuracy", "perplexity", "Brier\nscore", "calibration\nerror")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, e in scores.items():
+        table.add_row(
+            Text(name),
+            f"{e.log_loss:.6f}",
+            f"{e.accuracy:.2%}",
+            f"{e.perplexity:.4f}",
+            f"{e.brier_score:.4f}",
+            f"{e.calibration_error:.4f}",
+        )
+    to.print()
+    to.print(table)
+    for name, e in scores.items():
+        if e.impossible.size:
+            to.print(f"{impossible(name, e)}: its log loss is infinite", markup=False)
+
+
+def impossible(name: str, e: Score) -> str:
+    """Where a model ruled out what happened."""
+    first, others = e.impossible[0], e.impossible.size - 1
+    more = f" and {others} more" if others else ""
+    return f"{name} gives probability 0 to the label of row {first}{more}"
+
+
+def show_comparison(to: Console, comparison: Comparison | None, said: str) -> None:
+    """The comparison's tables, then in words which model wins."""
+    if comparison is not None:
+        to.print(str(comparison).removesuffix(comparison.verdict), markup=False)
+    if said:
+        to.print(Text(said, style="bold"))
+
+
+def compared(scores: dict[str, Score], comparison: Comparison | None) -> str:
+    """Which model wins and whether that is real, in one line; nothing of one model."""
+    ruled_out = [name for name, e in scores.items() if e.impossible.size]
+    if len(scores) == 1:
+        return ""
+    last = f"; with an infinite log loss {', '.join(ruled_out)} cannot win" if ruled_out else ""
+    if comparison is not None:
+        return comparison.verdict + last
+    finite = [name for name in scores if name not in ruled_out]
+    if finite:
+        return f"{finite[0]} alone has a finite log loss{last}"
+    return "no winner: every log loss is infinite"
+
+
+def draw_comparison(
+    scores: dict[str, Score],
+    comparison: Comparison | None,
+    weights: np.ndarray | None,
+    suffix: str,
+) -> bytes:
+    """A picture: how far every model is above the best, and how sure against how right each is."""
+    from matplotlib.figure import Figure
+
+    both = comparison is not None
+    height = 5 if comparison is None else max(5, 2 + 0.4 * len(comparison.models))
+    figure = Figure(figsize=(12 if both else 6, height), dpi=150, layout="constrained")
+    panels = figure.subplots(1, 2 if both else 1, squeeze=False)[0]
+    if comparison is not None:
+        comparison.plot(ax=panels[0])
+    for name, e in scores.items():
+        reliability(e.confidence, e.correct, weights, label=name, ax=panels[-1])
+    out = io.BytesIO()
+    figure.savefig(out, format=suffix)
+    return out.getvalue()
+
+
+def comparison_record(
+    read: dict[str, Predictions],
+    scores: dict[str, Score],
+    given: Sequence[str],
+    comparison: Comparison | None,
+    said: str,
+) -> dict[str, Any]:
+    """Every number shown, for JSON; null for what is infinite."""
+    figures = ("log_loss", "accuracy", "perplexity", "brier_score", "calibration_error")
+    return {
+        "models": {
+            name: {"file": path, "kind": read[name].kind}
+            | {key: _or_null(getattr(e, key)) for key in figures}
+            | {"impossible_rows": e.impossible.tolist()}
+            for path, (name, e) in zip(given, scores.items(), strict=True)
+        },
+        "comparison": None if comparison is None else comparison.to_dict(),
+        "verdict": said or None,
+    }
+
+
+def _or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def record(

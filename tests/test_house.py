@@ -20,13 +20,24 @@ README = (ROOT / "README.md").read_text()
 
 # DESIGN's map: what a file may import is in its own layer or below. A new file joins here.
 LAYERS = [
-    ["_typing", "_compat", "_check"],  # words
+    ["_typing", "_compat", "_check", "_progress"],  # words
     ["_product", "_rows", "_weights", "_reduce"],  # one row's mathematics
+    ["_bootstrap", "_calibration", "_figures", "_comparison"],  # many rows': resampled, shown
     ["_dense"],  # the formula attached to JAX
     ["_linear", "_linear.cut", "_linear.head"],
     ["_linear.reference", "_linear.tokens", "_linear.vocab"],
-    ["losses", "linear", "softmax", "binary", "divergence", "testing"],  # what people call
-    ["gradcheck", "bench", "bench_linear", "demo", "report", "cli", "__main__"],  # programs
+    [
+        "losses",
+        "linear",
+        "softmax",
+        "binary",
+        "divergence",
+        "testing",
+        "selection",
+    ],  # what people call
+    # programs
+    ["gradcheck", "bench", "bench_linear", "demo", "predictions", "scores", "report", "cli"],
+    ["__main__"],
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = {

@@ -1,0 +1,84 @@
+"""Pictures of a comparison and of a calibration, in matplotlib, if it is there."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from jxent._calibration import BINS, calibration
+
+# Okabe and Ito's, told apart by colour-blind readers too.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = PALETTE[:2]
+
+_Z = 1.959963984540054  # Φ⁻¹(0.975)
+
+
+def _axes(ax: Any, height: float) -> Any:
+    if ax is not None:
+        return ax
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(figsize=(7, height), layout="constrained")[1]
+
+
+def _legend(ax: Any) -> None:
+    """Above, where nothing is drawn."""
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8)
+
+
+def differences(pairs: Sequence[Any], *, level: str, xlabel: str, ax: Any = None) -> Any:
+    """The `Difference` of every pair, with both intervals."""
+    ax = _axes(ax, 1.5 + 0.5 * len(pairs))
+    t, bootstrap = COLOURS
+    for place, d in enumerate(pairs):
+        ax.plot([d.low, d.high], [place - 0.1] * 2, color=t, linewidth=2.5)
+        ax.plot([d.bootstrap_low, d.bootstrap_high], [place + 0.1] * 2, color=bootstrap)
+        ax.plot(d.mean, place, "o", color="black", fillstyle="full" if d.real else "none")
+    ax.plot([], [], color=t, linewidth=2.5, label=f"{level} t interval")
+    ax.plot([], [], color=bootstrap, label=f"{level} bootstrap interval")
+    ax.plot([], [], "o", color="black", label="difference, real")
+    ax.plot([], [], "o", color="black", fillstyle="none", label="difference, not told from 0")
+    ax.axvline(0, color="#999999", linewidth=1, zorder=0)
+    ax.set_yticks(range(len(pairs)), [d.worse for d in pairs])
+    ax.set_ylim(len(pairs) - 0.5, -0.5)
+    ax.set_xlabel(xlabel)
+    ax.grid(axis="x", alpha=0.3)
+    _legend(ax)
+    return ax
+
+
+def reliability(
+    confidence: Float[np.ndarray, " N"],
+    correct: Bool[np.ndarray, " N"],
+    weights: Float[np.ndarray, " N"] | None = None,
+    *,
+    bins: int = BINS,
+    label: str | None = None,
+    ax: Any = None,
+) -> Any:
+    """Share of right predictions against confidence, bin by bin, with Wilson intervals."""
+    ax = _axes(ax, 5.0)
+    n, sure, right, error = calibration(confidence, correct, weights, bins)
+    centre = (right + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z * np.sqrt(right * (1 - right) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
+    below, above = right - (centre - half), centre + half - right
+    if not ax.lines:
+        ax.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1, label="calibrated")
+    colour = PALETTE[len(ax.containers) % len(PALETTE)]
+    words = f"{label}: " if label else ""
+    ax.errorbar(
+        sure,
+        right,
+        yerr=np.maximum(0, [below, above]),
+        color=colour,
+        marker="o",
+        markersize=4,
+        capsize=2,
+        label=f"{words}calibration error {error:.4f}",
+    )
+    ax.set(xlabel="confidence", ylabel="share of right predictions", xlim=(0, 1), ylim=(0, 1.02))
+    ax.grid(alpha=0.3)
+    _legend(ax)
+    return ax

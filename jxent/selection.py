@@ -1,0 +1,373 @@
+"""Which model is better, by how much, and whether that is more than luck.
+
+On the same N rows, with losses a and b of two models and weights w (Σ w = 1),
+
+    d̄  = Σ_i w_i d_i                   d_i = b_i − a_i
+    u_g = Σ_{i∈g} w_i (d_i − d̄)        what group g (or the row itself) contributes to the error
+    s²  = G/(G−1) Σ_g u_g²             t interval d̄ ± t_{G−1} s, p = 2 P(t_{G−1} > |d̄|/s)
+    d̄* = d̄ + Σ_g c_g u_g / Σ_g c_g w_g        c ~ multinomial(G; 1/G, …)
+
+Without weights and groups, s is the ordinary standard error of a paired mean.  Statistics are
+float64 NumPy; the resampling is JAX's.  What differences of no more than rounding say is: nothing.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Integer
+
+from jxent import _check, _figures
+from jxent._bootstrap import least_resamples, resampled_means
+from jxent._calibration import BINS
+from jxent._comparison import Comparison, Difference, Model
+from jxent._compat import enable_x64
+from jxent._typing import ArrayLike
+
+_ROUNDINGS = 8  # of the largest loss: by so much differences may differ and still be one
+_TIE = 1e-5  # standard errors: what float32 sums of the resamples may be off
+
+
+def compare(
+    losses: Mapping[str, ArrayLike],
+    *,
+    weights: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+    test_fraction: float | None = None,
+) -> Comparison:
+    """Models ranked by mean loss, and every pair's mean difference d̄ = Σ w_i (b_i − a_i) / Σ w_i.
+
+    What rows share (a document, a patient) makes them count for less than their number: name it in
+    `groups`, and groups are what is resampled and what standard errors are made from.
+
+    A difference is called real if its p value, corrected by Holm's method for all M(M−1)/2 pairs,
+    is at most 1 − confidence. All pairs, because which model is best is seen on the same rows. The
+    intervals are each for itself. Two of them: Student's t, and the bootstrap's BCa, which follows
+    skewed differences (its end points are corrected for bias and skewness; the plain percentiles
+    are not) and is expanded for small samples. Of less than 30 rows or groups trust the first.
+
+    They speak of these trained models on new rows, not of training them anew. For that, give one
+    mean loss for each of J random splits, and `test_fraction`: s² = (1/J + n_test/n_train) s_d²,
+    which allows for training sets that overlap. The bootstrap is widened alike.
+
+    k-fold predictions come from scikit-learn, one for every row, by a model that did not see it:
+
+        from sklearn.model_selection import GroupKFold, cross_val_predict
+        p = cross_val_predict(model, x, y, cv=GroupKFold(5), groups=groups, method="predict_proba")
+        rows = jxent.cross_entropy(jnp.log(p), y, reduction="none")
+
+    and J random splits from `ShuffleSplit(15, test_size=0.2)`, whose `test_fraction` is 0.2.
+
+    Args:
+      losses: names and row losses `[N]` in nats, at least two models, the same rows in the same
+        order: arrays or lists.
+      weights: `[N]`, ≥ 0. A row of weight 0 counts for nothing, whatever its loss.
+      groups: `[N]` integers or strings: rows with the same one belong together.
+      confidence: of the intervals, and 1 − the level of the tests.
+      resamples: of the bootstrap. Its time is proportional to resamples × groups; memory is
+        bounded; a progress bar comes when it is long, if rich is there.
+      seed: of the bootstrap.
+      test_fraction: the share of rows that each of J splits held out; rows are then splits.
+
+    Returns:
+      A `Comparison`: `models` from best to worst, `pairs`, `best`, `verdict`; `print` it, or
+      `.to_dict()`, `.plot()`.
+
+    Raises:
+      ValueError: for fewer than two models, rows or groups; for lengths that differ; for losses
+        that are not finite; for weights that are negative, not finite, or all 0.
+      TypeError: for losses that are not numbers by name, or traced.
+      ImportError: without SciPy.
+
+    Saved for the backward pass: nothing; this is not differentiated.
+
+    Example:
+      >>> import jxent
+      >>> a = [0.1, 0.2, 0.4, 0.1, 0.3, 0.2]
+      >>> b = [0.3, 0.3, 0.5, 0.4, 0.3, 0.5]
+      >>> comparison = jxent.selection.compare({"b": b, "a": a})
+      >>> comparison.best
+      'a'
+      >>> (pair,) = comparison.pairs
+      >>> print(f"{pair.mean:.3f} ± {pair.standard_error:.3f}, p = {pair.p_value:.3f}")
+      0.167 ± 0.049, p = 0.020
+      >>> print(comparison.verdict)
+      a is better than b, by 0.167 nats per row, and the difference is real
+
+    Source:
+      Paired tests and why plain ones of resampled trainings fail: Dietterich, *Approximate
+      Statistical Tests for Comparing Supervised Classification Learning Algorithms*, 1998;
+      `test_fraction`: Nadeau and Bengio, *Inference for the Generalization Error*, 2003. Holm, *A
+      Simple Sequentially Rejective Multiple Test Procedure*, 1979. BCa: Efron, *Better Bootstrap
+      Confidence Intervals*, 1987; expanded: Hesterberg, *What Teachers Should Know About the
+      Bootstrap*, 2015. Groups: Liang and Zeger, *Longitudinal Data Analysis Using
+      Generalized Linear Models*, 1986.
+    """
+    fn = "compare"
+    with _check.needed(fn, "SciPy"):
+        from scipy.special import stdtr, stdtrit
+    names, columns = _check.paired_losses(fn, losses)
+    count = len(columns)
+    w = _check.positive_weights(fn, weights, count)
+    group = _check.group_numbers(fn, groups, count)
+    kept = w > 0
+    _check.finite_losses(fn, names, columns, kept)
+    confidence = _check.strictly_between(fn, "confidence", confidence)
+    least, why = least_resamples(confidence), f" at confidence {confidence:g}"
+    resamples = _check.whole(fn, "resamples", resamples, least, why)
+    seed = _check.whole(fn, "seed", seed, 0)
+    overlap = _check.resampled_training(fn, test_fraction, weights, groups)
+
+    columns, w = columns[kept], w[kept] / np.sum(w[kept])
+    group = None if group is None else np.unique(group[kept], return_inverse=True)[1]
+    shares = _sums_by(group, w)
+    units = len(shares)
+    _check.enough(fn, "rows" if group is None else "groups", units)
+    wider = float(np.sqrt(1 + units * overlap))
+    t = float(stdtrit(units - 1, (1 + confidence) / 2))
+    reach = t * float(np.sqrt(units / (units - 1)))
+
+    def estimate(d: Float[np.ndarray, " N"], size: float) -> tuple[float, np.ndarray, float]:
+        """d̄, u and s; `size` is that of the losses behind d."""
+        mean = float(np.sum(w * d))
+        u = _sums_by(group, w * (d - mean))
+        rounding = _ROUNDINGS * np.finfo(np.float64).eps * size
+        if np.all(np.abs(u) <= rounding * shares):
+            return (mean if abs(mean) > rounding else 0.0), np.zeros(units), 0.0
+        return mean, u, wider * float(np.sqrt(units / (units - 1) * np.sum(u**2)))
+
+    models = []
+    for name, a in zip(names, columns.T, strict=True):
+        mean, _, s = estimate(a, 0.0)
+        models.append(Model(name, mean, s, mean - t * s, mean + t * s))
+    order = sorted(range(len(models)), key=lambda m: models[m].mean)
+    models, columns = [models[m] for m in order], columns[:, order]
+    sizes = np.max(np.abs(columns), axis=0)
+    places = [(m, n) for m in range(len(models)) for n in range(m + 1, len(models))]
+    estimates = {
+        (m, n): estimate(columns[:, n] - columns[:, m], max(sizes[m], sizes[n])) for m, n in places
+    }
+
+    # From one model to the next in rank; every other pair's is a sum of these.
+    steps = np.stack([estimates[m, m + 1][1] for m in range(len(models) - 1)], axis=1)
+    moved = wider * np.cumsum(resampled_means(steps, shares, resamples, seed), axis=1)
+    moved = np.pad(moved, ((0, 0), (1, 0)))
+
+    tests, figures = [], []
+    for m, n in places:
+        mean, u, s = estimates[m, n]
+        move = moved[:, n] - moved[:, m] if s > 0 else np.zeros(resamples)
+        low, high = (mean, mean) if s == 0 else mean + _bca(move, u, s, reach)
+        tests.append(2 * float(stdtr(units - 1, -abs(mean) / s)) if s > 0 else float(mean == 0))
+        better = 1 - _share_below(mean + move, _TIE * s)
+        figures.append((mean, s, mean - t * s, mean + t * s, float(low), float(high), better))
+    pairs = tuple(
+        Difference(
+            models[m].name, models[n].name, *figure, p, corrected, corrected <= 1 - confidence
+        )
+        for (m, n), figure, p, corrected in zip(places, figures, tests, _holm(tests), strict=True)
+    )
+    return Comparison(
+        models=tuple(models),
+        pairs=pairs,
+        rows=len(w),
+        groups=None if group is None else units,
+        weighted=weights is not None,
+        test_fraction=None if test_fraction is None else float(test_fraction),
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def _sums_by(
+    group: Integer[np.ndarray, " N"] | None, x: Float[np.ndarray, " N"]
+) -> Float[np.ndarray, " G"]:
+    return x if group is None else np.bincount(group, weights=x)
+
+
+def _share_below(x: Float[np.ndarray, " R"], tie: float) -> float:
+    """How many of x lie below 0, those at 0 counted half."""
+    return float(np.mean((x < -tie) + 0.5 * (np.abs(x) <= tie)))
+
+
+def _bca(
+    move: Float[np.ndarray, " R"], u: Float[np.ndarray, " G"], s: float, reach: float
+) -> Float[np.ndarray, "2"]:
+    """Where the bootstrap's interval ends, from the mean: percentiles α₁, α₂ of the moves.
+
+    α = Φ(z₀ + (z₀ + z)/(1 − a (z₀ + z)))     z = ∓ t √(G/(G−1))
+    z₀ = Φ⁻¹(share of moves below 0)           a = Σ u³ / 6 (Σ u²)^(3/2)
+
+    Φ⁻¹ in the place of t √(G/(G−1)) would be Efron's: of few groups too narrow, since moves spread
+    less than s by that root and s is itself uncertain.
+    """
+    from scipy.special import ndtr, ndtri
+
+    half = 0.5 / len(move)
+    z0 = ndtri(np.clip(_share_below(move, _TIE * s), half, 1 - half))
+    a = np.sum(u**3) / (6 * np.sum(u**2) ** 1.5)
+    z = z0 + np.array([-reach, reach])
+    levels = ndtr(z0 + z / np.maximum(1 - a * z, np.finfo(np.float64).tiny))
+    return np.quantile(move, levels)
+
+
+def _holm(p: list[float]) -> list[float]:
+    """Corrected p values: the k-th smallest of m times m − k + 1, never below a smaller one's."""
+    order = np.argsort(p, kind="stable")
+    times = np.arange(len(p), 0, -1)
+    corrected = np.empty(len(p))
+    corrected[order] = np.maximum.accumulate(np.minimum(1, times * np.asarray(p)[order]))
+    return [float(c) for c in corrected]
+
+
+def log_likelihood(row_losses: ArrayLike) -> float:
+    """log L = −Σ ℓ_i: how probable the model found the labels, all together.
+
+    Args:
+      row_losses: ℓ `[N]` = −log p_y, in nats, unweighted and unsmoothed.
+
+    Returns:
+      A float, in nats; −∞ if a row had probability 0.
+
+    Raises:
+      ValueError: without rows, for NaN.
+      TypeError: for losses that are not numbers, or traced.
+
+    Saved for the backward pass: nothing; this is not differentiated.
+
+    Example:
+      >>> import jxent
+      >>> print(f"{jxent.selection.log_likelihood([0.5, 0.25, 1.0]):.2f}")
+      -1.75
+
+    Source:
+      Fisher, *On the Mathematical Foundations of Theoretical Statistics*, 1922.
+    """
+    return -float(np.sum(_check.losses_of_rows("log_likelihood", row_losses)))
+
+
+def aic(row_losses: ArrayLike, parameters: int) -> float:
+    """AIC = 2k − 2 log L = 2k + 2 Σ ℓ_i: Akaike's criterion, less is better.
+
+    For models fitted by maximum likelihood to these same rows, whose number k of parameters is
+    small beside N. Halved it is in nats, an estimate of N times the loss on new rows; held-out
+    losses need no such correction: `compare` them.
+
+    Args:
+      row_losses: ℓ `[N]` of the rows fitted, in nats.
+      parameters: k, how many were fitted.
+
+    Returns:
+      A float, in half nats.
+
+    Raises:
+      ValueError: without rows, for NaN, for k < 0.
+      TypeError: for losses that are not numbers, or traced; for k that is not an integer.
+
+    Saved for the backward pass: nothing; this is not differentiated.
+
+    Example:
+      >>> import jxent
+      >>> print(jxent.selection.aic([0.5, 0.25, 1.0], parameters=2))
+      7.5
+
+    Source:
+      Akaike, *A New Look at the Statistical Model Identification*, 1974.
+    """
+    k = _check.whole("aic", "parameters", parameters, 0)
+    return 2 * k + 2 * float(np.sum(_check.losses_of_rows("aic", row_losses)))
+
+
+def bic(row_losses: ArrayLike, parameters: int) -> float:
+    """BIC = k log N − 2 log L = k log N + 2 Σ ℓ_i: Schwarz's criterion, less is better.
+
+    As `aic`, with a price for each parameter that grows with N.
+
+    Args:
+      row_losses: ℓ `[N]` of the rows fitted, in nats.
+      parameters: k, how many were fitted.
+
+    Returns:
+      A float, in half nats.
+
+    Raises:
+      ValueError: without rows, for NaN, for k < 0.
+      TypeError: for losses that are not numbers, or traced; for k that is not an integer.
+
+    Saved for the backward pass: nothing; this is not differentiated.
+
+    Example:
+      >>> import jxent
+      >>> print(f"{jxent.selection.bic([0.5, 0.25, 1.0], parameters=2):.4f}")
+      5.6972
+
+    Source:
+      Schwarz, *Estimating the Dimension of a Model*, 1978.
+    """
+    k = _check.whole("bic", "parameters", parameters, 0)
+    rows = _check.losses_of_rows("bic", row_losses)
+    return k * float(np.log(len(rows))) + 2 * float(np.sum(rows))
+
+
+def plot_reliability(
+    predictions: ArrayLike,
+    truths: ArrayLike,
+    *,
+    bins: int = BINS,
+    label: str | None = None,
+    ax: Any = None,
+) -> Any:
+    """Draw how often a model was right against how sure it was.
+
+    In each of `bins` equal intervals of confidence, the mean confidence across, the share of right
+    predictions up, with Wilson's 95 % interval of that share; on the diagonal the model knows how
+    much it knows. The expected calibration error Σ_bins (n_bin/N) |right − sure| stands beside.
+
+    Args:
+      predictions: logits `[N, V]` (log-probabilities are logits too), or confidences `[N]` in
+        [0, 1], the probability of what was predicted.
+      truths: integer labels `[N]` of logits; of confidences, whether each prediction was right.
+      bins: how many intervals.
+      label: the model's name.
+      ax: matplotlib axes to draw into; several models may share them.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: for shapes that do not fit, labels outside [0, V), confidences outside [0, 1],
+        logits that are NaN.
+      TypeError: for labels that are not integers, or anything traced.
+      ImportError: without matplotlib.
+
+    Saved for the backward pass: nothing; this is not differentiated.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0], [1.0, 0.5], [0.0, 3.0]])
+      >>> ax = jxent.selection.plot_reliability(logits, jnp.array([0, 1, 1, 1]), label="model")
+      >>> ax.get_xlabel()
+      'confidence'
+
+    Source:
+      Guo, Pleiss, Sun and Weinberger, *On Calibration of Modern Neural Networks*, 2017; Wilson,
+      *Probable Inference, the Law of Succession, and Statistical Inference*, 1927.
+    """
+    fn = "plot_reliability"
+    bins = _check.whole(fn, "bins", bins, 1)
+    given = _check.confidences(fn, predictions, truths)
+    if given is None:
+        z = np.asarray(_check.logits(fn, predictions, "predictions"), np.float64)
+        _check.labels(fn, truths, z.shape[:-1])
+        _check.label_values(fn, truths, z.shape[-1], None)
+        _check.finite_logits(fn, z)
+        with enable_x64():
+            p = np.asarray(jax.nn.softmax(z, axis=-1))
+        given = np.max(p, axis=-1), np.argmax(z, axis=-1) == np.asarray(truths)
+    with _check.needed(fn, "matplotlib"):
+        return _figures.reliability(*given, bins=bins, label=label, ax=ax)
