@@ -54,6 +54,7 @@ def logit_rows(dtype: str) -> dict[str, tuple[list[float], bool]]:
         "offset": ([far, far + 16, far + 32, far, far, far], False),
         "largest on target": ([0, 1, top, 2, 0, 1], False),
         "largest off target": ([0, 1, 2, top, 0, 1], False),
+        "smallest, then largest": ([-top, -top, -top, top, 0, 1], False),
         "all largest": ([top] * V, False),
         "all smallest": ([-top] * V, False),
         "all zero": ([0] * V, False),

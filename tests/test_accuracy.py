@@ -220,6 +220,15 @@ def test_confident_rows(gap):
         assert all(found.share <= 1 for found in worst_errors(fn, z, np.asarray(y)).values())
 
 
+@pytest.mark.parametrize("gap", [86, 87.5, 88])
+@pytest.mark.parametrize("name", ["cross_entropy", "rows"])
+def test_many_faint_classes(name, gap):
+    """Each is flushed to 0 by exp, and all together they are the loss."""
+    z = jnp.full((1, 131072), -gap, jnp.float32).at[0, 7].set(0)
+    for found in worst_errors(LOSSES[name], z, np.array([7])).values():
+        assert found.share <= 1, found
+
+
 @pytest.mark.parametrize("gap", [88, 95, 100])
 def test_confident_rows_that_underflow(gap):
     """Below the smallest normal number 0 is right enough, and nothing is negative or NaN."""

@@ -101,7 +101,8 @@ def check_rows(loss: Loss, dtype: str, mode: str) -> None:
             np.where(per_row(fault, x), f64(clean_x), f64(x)),
             np.where(per_row(fault, t), given.clean_t, t),
         )
-    wanted = np.where(np.abs(expected.value) > np.finfo(wide).max, np.inf, expected.value)
+    beyond = np.abs(expected.value) > np.finfo(wide).max
+    wanted = np.where(beyond, np.copysign(np.inf, expected.value), expected.value)
     slope, scale = expected.gradient[loss.by], expected.scale[loss.by]
     for i, (name, row) in enumerate(hostile.items()):
         at = 2 * i + 1

@@ -236,7 +236,7 @@ def _bwd(static, _, saved, cotangents: Row):
         if dentropy is not None and entropy is not None:
             told = jnp.where(p == 0, 0, each - entropy[:, None])  # 0·∞ = 0, to any order
             dz = dz + dentropy[:, None] * (p * told)
-        (dz,) = pull(selected(heard, dz))
+        (dz,) = pull(dz)
         narrow = rounded(dz, h, w)
         dh, dw, db, dc = slopes
         if dh is not None:
