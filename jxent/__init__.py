@@ -22,11 +22,18 @@ Row losses: optax's names and arguments, one loss a row, every transformation
 
 Namespaces
 
+    jxent.information   entropy, cross_entropy, binary_cross_entropy, kl_divergence, js_divergence,
+                        perplexity, softmax_entropy, nats_to_bits, bits_to_nats: of probabilities
+    jxent.metrics       ClassificationMetrics, Average, Summary: over batches, scans and devices;
+                        log_loss, accuracy, top_k_accuracy, brier_score; reliability_curve,
+                        Reliability, expected_calibration_error, fit_temperature
     jxent.testing       assert_gradients_match, checked: for losses of your own
 
 `python -m jxent` trains two classifiers with optax on real data and says which is better.
 """
 
+from jxent import information as information
+from jxent import metrics as metrics
 from jxent import testing as testing
 from jxent.binary import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
 from jxent.binary import sigmoid_focal_loss as sigmoid_focal_loss
@@ -60,5 +67,7 @@ __all__ = [
     "sigmoid_focal_loss",
     "kl_divergence",
     "kl_divergence_with_log_targets",
+    "information",
+    "metrics",
     "testing",
 ]
