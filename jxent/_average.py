@@ -106,12 +106,12 @@ def averaged(total: Sum, weight: Sum) -> Average:
 
 @partial(jax.jit, inline=True)
 def _average_of(x: Float[Array, "..."], w: Float[Array, "..."] | None) -> Average:
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = np.promote_types(x.dtype, np.float32)
     w = jnp.ones(x.shape, dtype) if w is None else w.astype(dtype)
     each = jnp.stack([weighed(w, x).ravel(), w.ravel()], axis=-1)
     return averaged(*_sums.columns(_sums.down(each)))
 
 
-def weighed(w: Float[Array, "*n"], x: Shaped[Array, "*n"]) -> Float[Array, "*n"]:
+def weighed(w: Float[Array, "*#n"], x: Shaped[Array, "*n"]) -> Float[Array, "*n"]:
     """w x, 0 where w = 0 whatever x is."""
     return jnp.where(w == 0, 0, w * x.astype(w.dtype))

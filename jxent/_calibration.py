@@ -20,7 +20,6 @@ from jxent._average import Average, averaged, weighed
 from jxent._dense import loss_dtype
 from jxent._sums import Sum, columns
 from jxent._typing import Labels, Logits, PerRow, RowMask, Scalar
-from jxent._weights import only
 from jxent.losses import cross_entropy
 
 # The temperature is looked for between 1/1000 and 1000.
@@ -101,6 +100,10 @@ def _cooled(z: Logits, log_T: Scalar) -> Logits:
 def fit(z: Logits, y: Labels, kept: RowMask | None, w: PerRow | None) -> Scalar:
     """The temperature, by L-BFGS."""
     z = z.astype(loss_dtype(z.dtype))
+    weight = jnp.ones(y.shape, z.dtype) if w is None else w
+    weight = weight if kept is None else jnp.where(kept, weight, 0)
+    # Whatever a dropped row holds would come back through z/T: a slope of 0 times NaN.
+    z = jnp.where((weight != 0)[..., None], z, 0)
 
     def log_T(u: Scalar) -> Scalar:
         return _WIDEST * jnp.tanh(u / _WIDEST)
@@ -129,6 +132,5 @@ def fit(z: Logits, y: Labels, kept: RowMask | None, w: PerRow | None) -> Scalar:
     losses = lax.map(loss, starts)
     start = starts[jnp.argmax(losses <= (jnp.min(losses) + tolerance))]
     u, _ = lax.while_loop(goes_on, step, (start, solver.init(start)))
-    weight = only(kept, jnp.ones(y.shape, z.dtype) if w is None else w.astype(z.dtype))
     known = jnp.isfinite(loss(u)) & jnp.any(weight != 0)
     return jnp.where(known, jnp.exp(log_T(u)), jnp.nan)

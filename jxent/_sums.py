@@ -44,16 +44,10 @@ def add(a: Sum, b: Sum) -> Sum:
 
 
 def down(x: Float[Array, "N ..."]) -> Sum:
-    """Σ over the first axis, by halves."""
-    total = Sum(x, jnp.zeros_like(x))
-    if x.shape[0] == 0:
-        return Sum(*(jnp.sum(part, axis=0) for part in total))
-    while total.value.shape[0] > 1:
-        odd = [(0, total.value.shape[0] % 2)] + [(0, 0)] * (x.ndim - 1)
-        padded = [jnp.pad(part, odd) for part in total]
-        half = padded[0].shape[0] // 2
-        total = add(Sum(*(p[:half] for p in padded)), Sum(*(p[half:] for p in padded)))
-    return Sum(*(part[0] for part in total))
+    """Σ over the first axis."""
+    zero = jnp.zeros((), x.dtype)
+    together = lambda a, b: tuple(add(Sum(*a), Sum(*b)))  # noqa: E731
+    return Sum(*lax.reduce((x, jnp.zeros_like(x)), (zero, zero), together, (0,)))
 
 
 def columns(a: Sum) -> tuple[Sum, ...]:
