@@ -22,14 +22,20 @@ Row losses: optax's names and arguments, one loss a row, every transformation
 
 Namespaces
 
-    jxent.selection     compare row losses of models, with intervals; log_likelihood, aic, bic,
-                        plot_reliability
+    jxent.information   entropy, cross_entropy, binary_cross_entropy, kl_divergence, js_divergence,
+                        perplexity, softmax_entropy, nats_to_bits, bits_to_nats: of probabilities
+    jxent.metrics       ClassificationMetrics, Average, Summary: over batches, scans and devices;
+                        log_loss, accuracy, top_k_accuracy, brier_score; reliability_curve,
+                        Reliability, expected_calibration_error, fit_temperature
+    jxent.selection     compare row losses of models, with intervals; log_likelihood, aic, bic
     jxent.testing       assert_gradients_match, checked: for losses of your own
 
 `python -m jxent` trains two classifiers with optax on real data and says which is better;
 `python -m jxent compare` does so for saved predictions of any models.
 """
 
+from jxent import information as information
+from jxent import metrics as metrics
 from jxent import selection as selection
 from jxent import testing as testing
 from jxent.binary import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
@@ -64,6 +70,8 @@ __all__ = [
     "sigmoid_focal_loss",
     "kl_divergence",
     "kl_divergence_with_log_targets",
+    "information",
+    "metrics",
     "selection",
     "testing",
 ]

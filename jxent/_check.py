@@ -309,10 +309,15 @@ def chunk_size(fn: str, x: Any) -> int | None:
     """None, or a static integer ≥ 1."""
     if x is None:
         return None
+    return whole(fn, "chunk_size", x, 1)
+
+
+def whole(fn: str, name: str, x: Any, least: int, why: str = "") -> int:
+    """A static integer of at least `least`."""
     if isinstance(x, bool) or not isinstance(x, numbers.Integral):
-        raise TypeError(f"{fn}: `chunk_size` must be a static Python integer, got {x!r}")
-    if x < 1:
-        raise ValueError(f"{fn}: `chunk_size` must be at least 1, got {x}")
+        raise TypeError(f"{fn}: `{name}` must be a static Python integer, got {x!r}")
+    if x < least:
+        raise ValueError(f"{fn}: `{name}` must be at least {least}{why}, got {x}")
     return int(x)
 
 
@@ -518,6 +523,94 @@ def traced_entries(
     checkify.check(jnp.all(valid), words, *position, value=value)
 
 
+def probabilities(fn: str, name: str, x: ArrayLike, *, rows: bool = True) -> Float[Array, "..."]:
+    """Numbers in [0, 1] as floats; as `rows` they have at least one class in the last axis."""
+    if not (_is(x, jnp.bool_) or _is(x, jnp.integer) or _is(x, jnp.floating)):
+        raise TypeError(f"{fn}: `{name}` must be numbers, got {_came(x)}")
+    if rows and not shape_of(x):
+        raise ValueError(
+            f"{fn}: `{name}` needs an axis of classes, got a scalar; the probability of a yes is "
+            "[1 - p, p]"
+        )
+    if rows:
+        some_classes(fn, name, shape_of(x), (len(shape_of(x)) - 1,))
+    within_unit(fn, name, x)
+    return jnp.asarray(x) if _is(x, jnp.floating) else jnp.asarray(x).astype(jnp.float32)
+
+
+def same_shape_or_one(fn: str, p: Array, q: Array, one: int) -> tuple[int, ...]:
+    """The shape of `p` and `q` together: the same, or one of them given once for all the other's.
+
+    `one` is how many axes such an argument keeps: 1 for a row, 0 for a number.
+    """
+    for small, large in ((p.shape, q.shape), (q.shape, p.shape)):
+        if small in (large, large[len(large) - one :]):
+            return large
+    raise ValueError(
+        f"{fn}: `p` and `q` must have the same shape, or one of them be a single "
+        f"{'row' if one else 'number'} for all of the other, got {_came(p)} and {_came(q)}; "
+        "jnp.broadcast_to says which belong together"
+    )
+
+
+def clip_fraction(fn: str, x: Any) -> float:
+    """A static number in [0, 1/2): what predictions are kept away from 0 and 1 by."""
+    value = _static(fn, "eps", x)
+    if not 0 <= value < 0.5:
+        raise ValueError(f"{fn}: `eps` must be in [0, 0.5), got {value}")
+    return value
+
+
+def number(fn: str, name: str, x: ArrayLike) -> Float[Array, "..."]:
+    """Any real numbers as floats."""
+    if not (_is(x, jnp.floating) or _is(x, jnp.integer)):
+        raise TypeError(f"{fn}: `{name}` must be numbers, got {_came(x)}")
+    return jnp.asarray(x) if _is(x, jnp.floating) else jnp.asarray(x).astype(jnp.float32)
+
+
+def same_classes(fn: str, z: Float[Array, "*n V"], classes: int) -> None:
+    """ValueError unless the logits have this many classes."""
+    if z.shape[-1] != classes:
+        raise ValueError(
+            f"{fn}: `logits` must have {classes} classes in the last axis, as these metrics were "
+            f"made for, got {_came(z)}"
+        )
+
+
+def rows_to_keep(fn: str, x: ArrayLike | None, rows: tuple[int, ...]) -> Bool[Array, "*n"] | None:
+    """`where` of the rows' shape, where logits exclude a class."""
+    if x is not None and _is(x, jnp.bool_) and shape_of(x) != rows:
+        raise ValueError(
+            f"{fn}: `where` must have the rows' shape {list(rows)}, got {_came(x)}; to exclude "
+            "classes, give them logits of -inf"
+        )
+    return row_mask(fn, x, rows)
+
+
+def class_index(fn: str, name: str, x: Any, classes: int) -> int | None:
+    """None, or a static class in [0, classes)."""
+    if x is None:
+        return None
+    if (v := whole(fn, name, x, 0)) >= classes:
+        raise ValueError(f"{fn}: `{name}` {x} is outside [0, {classes})")
+    return v
+
+
+def same_made(fn: str, ours: Any, theirs: Any) -> None:
+    """ValueError unless two metrics were made with the same options."""
+    if ours != theirs:
+        raise ValueError(
+            f"{fn}: `other` was made with other options: {theirs} where these have {ours}"
+        )
+
+
+def entries(fn: str, name: str, x: ArrayLike) -> Float[Array, "..."]:
+    """Numbers or booleans as floats."""
+    if _is(x, jnp.bool_):
+        return jnp.asarray(x).astype(jnp.float32)
+    return number(fn, name, x)
+
+
 # --- choosing between models: read on the host, never traced
 
 
@@ -648,15 +741,6 @@ def strictly_between(fn: str, name: str, x: Any) -> float:
     return value
 
 
-def whole(fn: str, name: str, x: Any, least: int, why: str = "") -> int:
-    """An integer of at least `least`."""
-    if isinstance(x, bool) or not isinstance(x, numbers.Integral):
-        raise TypeError(f"{fn}: `{name}` must be an integer, got {x!r}")
-    if x < least:
-        raise ValueError(f"{fn}: `{name}` must be at least {least}{why}, got {x}")
-    return int(x)
-
-
 def resampled_training(
     fn: str, test_fraction: Any, weights: Any, groups: Any
 ) -> Float[np.ndarray, ""] | float:
@@ -669,34 +753,6 @@ def resampled_training(
         )
     fraction = strictly_between(fn, "test_fraction", test_fraction)
     return fraction / (1 - fraction)
-
-
-def confidences(
-    fn: str, predictions: Any, truths: Any
-) -> tuple[Float[np.ndarray, " N"], Bool[np.ndarray, " N"]] | None:
-    """Confidences [N] and whether each was right; None if the predictions are logits [N, V]."""
-    p = _host(fn, "predictions", predictions)
-    if p.ndim == 2:
-        return None
-    if p.ndim != 1 or p.size == 0 or not _is(p, jnp.floating):
-        raise ValueError(
-            f"{fn}: `predictions` must be confidences [N] or logits [N, V], floating, of at least "
-            f"one row, got {_came(p)}"
-        )
-    correct = _host(fn, "truths", truths)
-    if correct.shape != p.shape:
-        raise ValueError(f"{fn}: `truths` must have shape {list(p.shape)}, got {_came(correct)}")
-    if not np.all((correct == 0) | (correct == 1)):
-        raise ValueError(f"{fn}: `truths` of confidences say whether each was right: True or False")
-    within_unit(fn, "predictions", p)
-    return p.astype(np.float64), correct.astype(bool)
-
-
-def finite_logits(fn: str, z: Float[np.ndarray, "N V"]) -> None:
-    """ValueError at the first row of logits that is no prediction: NaN, +∞, or all −∞."""
-    bad = ~np.all(z < np.inf, axis=-1) | np.all(z == -np.inf, axis=-1)
-    if np.any(bad):
-        raise ValueError(f"{fn}: `predictions`[{_first(bad)}] are no logits: {z[_first(bad)]}")
 
 
 @contextmanager

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
-
-from jxent._calibration import BINS, calibration
+from jaxtyping import Float, Shaped
 
 # Okabe and Ito's, told apart by colour-blind readers too.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -50,17 +48,18 @@ def differences(pairs: Sequence[Any], *, level: str, xlabel: str, ax: Any = None
 
 
 def reliability(
-    confidence: Float[np.ndarray, " N"],
-    correct: Bool[np.ndarray, " N"],
-    weights: Float[np.ndarray, " N"] | None = None,
+    confidence: Float[np.ndarray, " B"],
+    accuracy: Float[np.ndarray, " B"],
     *,
-    bins: int = BINS,
+    rows: Shaped[np.ndarray, " B"],
+    error: float,
     label: str | None = None,
     ax: Any = None,
 ) -> Any:
     """Share of right predictions against confidence, bin by bin, with Wilson intervals."""
     ax = _axes(ax, 5.0)
-    n, sure, right, error = calibration(confidence, correct, weights, bins)
+    some = rows > 0
+    n, sure, right = (np.asarray(x[some], np.float64) for x in (rows, confidence, accuracy))
     centre = (right + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z * np.sqrt(right * (1 - right) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
     below, above = right - (centre - half), centre + half - right

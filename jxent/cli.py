@@ -378,7 +378,7 @@ def _compare(options: argparse.Namespace) -> int:
         record |= report.comparison_record(read, scores, given, comparison, said)
         contents[options.json] = json.dumps(record, indent=2, allow_nan=False).encode() + b"\n"
     if options.plot is not None:
-        contents[options.plot] = report.draw_comparison(scores, comparison, weights, suffix)
+        contents[options.plot] = report.draw_comparison(scores, comparison, suffix)
     console = report.console()
     report.show_scores(console, read, scores, given)
     report.show_comparison(console, comparison, said)

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -16,7 +15,7 @@ from rich.text import Text
 
 from jxent import bench, bench_linear, demo, gradcheck
 from jxent._comparison import Comparison
-from jxent._figures import COLOURS, reliability
+from jxent._figures import COLOURS
 from jxent.predictions import Predictions
 from jxent.scores import Score
 
@@ -322,11 +321,11 @@ def show_scores(
     for name, e in scores.items():
         table.add_row(
             Text(name),
-            f"{e.log_loss:.6f}",
-            f"{e.accuracy:.2%}",
-            f"{e.perplexity:.4f}",
-            f"{e.brier_score:.4f}",
-            f"{e.calibration_error:.4f}",
+            f"{e.summary.log_loss:.6f}",
+            f"{e.summary.accuracy:.2%}",
+            f"{e.summary.perplexity:.4f}",
+            f"{e.summary.brier_score:.4f}",
+            f"{e.summary.expected_calibration_error:.4f}",
         )
     to.print()
     to.print(table)
@@ -367,7 +366,6 @@ def compared(scores: dict[str, Score], comparison: Comparison | None) -> str:
 def draw_comparison(
     scores: dict[str, Score],
     comparison: Comparison | None,
-    weights: np.ndarray | None,
     suffix: str,
 ) -> bytes:
     """A picture: how far every model is above the best, and how sure against how right each is."""
@@ -380,7 +378,7 @@ def draw_comparison(
     if comparison is not None:
         comparison.plot(ax=panels[0])
     for name, e in scores.items():
-        reliability(e.confidence, e.correct, weights, label=name, ax=panels[-1])
+        e.summary.reliability.plot(panels[-1], label=name, rows=e.bin_rows)
     out = io.BytesIO()
     figure.savefig(out, format=suffix)
     return out.getvalue()
@@ -394,11 +392,11 @@ def comparison_record(
     said: str,
 ) -> dict[str, Any]:
     """Every number shown, for JSON; null for what is infinite."""
-    figures = ("log_loss", "accuracy", "perplexity", "brier_score", "calibration_error")
+    figures = ("log_loss", "accuracy", "perplexity", "brier_score", "expected_calibration_error")
     return {
         "models": {
             name: {"file": path, "kind": read[name].kind}
-            | {key: _or_null(getattr(e, key)) for key in figures}
+            | {key: _or_null(float(getattr(e.summary, key))) for key in figures}
             | {"impossible_rows": e.impossible.tolist()}
             for path, (name, e) in zip(given, scores.items(), strict=True)
         },

@@ -1,34 +1,27 @@
-"""What saved predictions are worth: every row's loss, and the figures of a model.
-
-    log loss −log p_y      Brier score Σ_v (p_v − [v = y])²      perplexity exp(mean log loss)
-
-Source: Brier, *Verification of Forecasts Expressed in Terms of Probability*, 1950.
-"""
+"""What saved predictions are worth: every row's loss, and the figures of a model, in float64."""
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Float, Integer
 
-from jxent._calibration import calibration
+from jxent import metrics
 from jxent._compat import enable_x64
 from jxent.losses import cross_entropy
 
 
 class Score(NamedTuple):
-    """A model's losses [N] in nats, how sure and whether right it was, and the weighted means.
+    """A model's losses [N] in nats and its figures.
 
-    `impossible` are the rows that count in which it gave probability 0 to what happened.
+    `bin_rows` are the rows that count in each bin of `summary.reliability`; `impossible` those in
+    which the model gave probability 0 to what happened.
     """
 
     rows: Float[np.ndarray, " N"]
-    confidence: Float[np.ndarray, " N"]
-    correct: Bool[np.ndarray, " N"]
-    log_loss: float
-    accuracy: float
-    perplexity: float
-    brier_score: float
-    calibration_error: float
+    summary: metrics.Summary
+    bin_rows: Float[np.ndarray, " B"]
     impossible: Integer[np.ndarray, " n"]
 
 
@@ -37,31 +30,13 @@ def score(
     labels: Integer[np.ndarray, " N"],
     weights: Float[np.ndarray, " N"] | None = None,
 ) -> Score:
-    """The figures of one model, in float64."""
-    w = np.ones(len(labels)) if weights is None else weights
-    kept = w > 0
+    """The figures of one model."""
+    kept = np.ones(len(labels), bool) if weights is None else weights > 0
     with enable_x64():
-        rows = np.asarray(cross_entropy(logits, labels, reduction="none"))
-    p = np.exp(logits - np.max(logits, axis=1, keepdims=True))
-    p /= np.sum(p, axis=1, keepdims=True)
-    correct = np.argmax(logits, axis=1) == labels
-    confidence = np.max(p, axis=1)
-    p[np.arange(len(labels)), labels] -= 1
-
-    def mean(x: np.ndarray) -> float:
-        return float(np.average(x[kept], weights=w[kept]))
-
-    log_loss = mean(rows)
-    with np.errstate(over="ignore"):
-        perplexity = float(np.exp(log_loss))
-    return Score(
-        rows=rows,
-        confidence=confidence,
-        correct=correct,
-        log_loss=log_loss,
-        accuracy=mean(correct),
-        perplexity=perplexity,
-        brier_score=mean(np.sum(p**2, axis=1)),
-        calibration_error=calibration(confidence, correct, w).error,
-        impossible=np.flatnonzero(np.isinf(rows) & kept),
-    )
+        z = jnp.asarray(logits)
+        empty = metrics.ClassificationMetrics.empty(z.shape[-1], confusion=False, dtype=z.dtype)
+        measured = empty.update(z, labels, where=kept, row_weights=weights)
+        summary = jax.tree.map(np.asarray, measured.summary())
+        rows = np.asarray(cross_entropy(z, labels, reduction="none"))
+        bin_rows = np.asarray(metrics.reliability_curve(z, labels, where=kept).weight)
+    return Score(rows, summary, bin_rows, np.flatnonzero(np.isinf(rows) & kept))

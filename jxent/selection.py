@@ -12,17 +12,13 @@ float64 NumPy; the resampling is JAX's.  What differences of no more than roundi
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float, Integer
 
-from jxent import _check, _figures
+from jxent import _check
 from jxent._bootstrap import least_resamples, resampled_means
-from jxent._calibration import BINS
 from jxent._comparison import Comparison, Difference, Model
-from jxent._compat import enable_x64
 from jxent._typing import ArrayLike
 
 _ROUNDINGS = 8  # of the largest loss: by so much differences may differ and still be one
@@ -312,62 +308,3 @@ def bic(row_losses: ArrayLike, parameters: int) -> float:
     k = _check.whole("bic", "parameters", parameters, 0)
     rows = _check.losses_of_rows("bic", row_losses)
     return k * float(np.log(len(rows))) + 2 * float(np.sum(rows))
-
-
-def plot_reliability(
-    predictions: ArrayLike,
-    truths: ArrayLike,
-    *,
-    bins: int = BINS,
-    label: str | None = None,
-    ax: Any = None,
-) -> Any:
-    """Draw how often a model was right against how sure it was.
-
-    In each of `bins` equal intervals of confidence, the mean confidence across, the share of right
-    predictions up, with Wilson's 95 % interval of that share; on the diagonal the model knows how
-    much it knows. The expected calibration error Σ_bins (n_bin/N) |right − sure| stands beside.
-
-    Args:
-      predictions: logits `[N, V]` (log-probabilities are logits too), or confidences `[N]` in
-        [0, 1], the probability of what was predicted.
-      truths: integer labels `[N]` of logits; of confidences, whether each prediction was right.
-      bins: how many intervals.
-      label: the model's name.
-      ax: matplotlib axes to draw into; several models may share them.
-
-    Returns:
-      The axes.
-
-    Raises:
-      ValueError: for shapes that do not fit, labels outside [0, V), confidences outside [0, 1],
-        logits that are NaN.
-      TypeError: for labels that are not integers, or anything traced.
-      ImportError: without matplotlib.
-
-    Saved for the backward pass: nothing; this is not differentiated.
-
-    Example:
-      >>> import jax.numpy as jnp, jxent
-      >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0], [1.0, 0.5], [0.0, 3.0]])
-      >>> ax = jxent.selection.plot_reliability(logits, jnp.array([0, 1, 1, 1]), label="model")
-      >>> ax.get_xlabel()
-      'confidence'
-
-    Source:
-      Guo, Pleiss, Sun and Weinberger, *On Calibration of Modern Neural Networks*, 2017; Wilson,
-      *Probable Inference, the Law of Succession, and Statistical Inference*, 1927.
-    """
-    fn = "plot_reliability"
-    bins = _check.whole(fn, "bins", bins, 1)
-    given = _check.confidences(fn, predictions, truths)
-    if given is None:
-        z = np.asarray(_check.logits(fn, predictions, "predictions"), np.float64)
-        _check.labels(fn, truths, z.shape[:-1])
-        _check.label_values(fn, truths, z.shape[-1], None)
-        _check.finite_logits(fn, z)
-        with enable_x64():
-            p = np.asarray(jax.nn.softmax(z, axis=-1))
-        given = np.max(p, axis=-1), np.argmax(z, axis=-1) == np.asarray(truths)
-    with _check.needed(fn, "matplotlib"):
-        return _figures.reliability(*given, bins=bins, label=label, ax=ax)

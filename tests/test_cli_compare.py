@@ -79,7 +79,7 @@ def test_figures_are_sklearn_s(data, here, capsys):
         }
         for key, value in expected.items():
             np.testing.assert_allclose(figures[key], value, rtol=1e-12, err_msg=key)
-        assert 0 < figures["calibration_error"] < 1
+        assert 0 < figures["expected_calibration_error"] < 1
         assert figures["impossible_rows"] == [] and figures["kind"] == "logits"
 
 

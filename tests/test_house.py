@@ -22,22 +22,15 @@ README = (ROOT / "README.md").read_text()
 LAYERS = [
     ["_typing", "_compat", "_check", "_progress"],  # words
     ["_product", "_rows", "_weights", "_reduce"],  # one row's mathematics
-    ["_bootstrap", "_calibration", "_figures", "_comparison"],  # many rows': resampled, shown
+    ["_sums", "_average", "_bootstrap"],  # many rows': summed, averaged, resampled
     ["_dense"],  # the formula attached to JAX
     ["_linear", "_linear.cut", "_linear.head"],
     ["_linear.reference", "_linear.tokens", "_linear.vocab"],
-    [
-        "losses",
-        "linear",
-        "softmax",
-        "binary",
-        "divergence",
-        "testing",
-        "selection",
-    ],  # what people call
-    # programs
-    ["gradcheck", "bench", "bench_linear", "demo", "predictions", "scores", "report", "cli"],
-    ["__main__"],
+    ["losses", "linear", "softmax", "binary", "divergence", "testing"],  # what people call
+    ["_figures", "_calibration", "_comparison"],  # what is measured, shown
+    ["information", "metrics", "selection"],
+    ["gradcheck", "bench", "bench_linear", "demo", "predictions", "scores"],  # programs
+    ["report", "cli", "__main__"],
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = {
@@ -119,11 +112,16 @@ def public_functions() -> dict[str, Callable[..., Any]]:
         if not isinstance(value, types.ModuleType):
             found[f"jxent.{name}"] = value
             continue
-        for inner, member in vars(value).items():
-            own = getattr(member, "__module__", None) == value.__name__
-            if own and callable(member) and not inner.startswith("_"):
-                found[f"jxent.{name}.{inner}"] = member
+        for inner in public_in(value):
+            found[f"jxent.{name}.{inner}"] = getattr(value, inner)
     return found
+
+
+def public_in(module: types.ModuleType) -> list[str]:
+    """The public names of a namespace: its `__all__`, or else the functions written in it."""
+    own = lambda x: callable(x) and getattr(x, "__module__", None) == module.__name__
+    written = [name for name, x in vars(module).items() if own(x) and not name.startswith("_")]
+    return getattr(module, "__all__", written)
 
 
 PUBLIC = public_functions()
@@ -156,11 +154,31 @@ def test_docstrings_have_every_section(name):
     doc = inspect.getdoc(PUBLIC[name]) or ""
     returns = inspect.signature(PUBLIC[name]).return_annotation is not None
     wanted = ["Args:", "Raises:", "Saved for the backward pass:", "Example:", "Source:"]
+    if inspect.isclass(PUBLIC[name]):  # what a class raises and returns, its methods say
+        wanted, returns = ["Args:", "Example:", "Source:"], False
     for section in wanted + ["Returns:"] * returns:
         assert re.search(rf"^{section}", doc, re.MULTILINE), f"{name} has no {section}"
     arguments = doc[doc.index("Args:") :]
     for parameter in inspect.signature(PUBLIC[name]).parameters:
         assert re.search(rf"\b{parameter}\b", arguments), f"{name} does not say what {parameter} is"
+
+
+PUBLIC_METHODS = {
+    f"{name}.{inner}": getattr(cls, inner)
+    for name, cls in PUBLIC.items()
+    if inspect.isclass(cls)
+    for inner, member in vars(cls).items()
+    if not inner.startswith("_") and isinstance(member, types.FunctionType | classmethod)
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC_METHODS)
+def test_methods_say_what_they_do(name):
+    doc = inspect.getdoc(PUBLIC_METHODS[name]) or ""
+    assert doc, f"{name} has no docstring"
+    if "Args:" in doc:
+        for parameter in set(inspect.signature(PUBLIC_METHODS[name]).parameters) - {"self"}:
+            assert re.search(rf"\b{parameter}:", doc), f"{name} does not say what {parameter} is"
 
 
 def run_doctests(name: str, value: Any, globs: dict[str, Any]) -> int:
