@@ -11,6 +11,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 COLOURS = PALETTE[:2]
 
 _Z = 1.959963984540054  # Φ⁻¹(0.975)
+_DISC = 2000  # points², of all rows
 
 
 def _axes(ax: Any, height: float) -> Any:
@@ -21,9 +22,9 @@ def _axes(ax: Any, height: float) -> Any:
     return plt.subplots(figsize=(7, height), layout="constrained")[1]
 
 
-def _legend(ax: Any) -> None:
+def _legend(ax: Any, columns: int = 1) -> None:
     """Above, where nothing is drawn."""
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=8)
 
 
 def differences(pairs: Sequence[Any], *, level: str, xlabel: str, ax: Any = None) -> Any:
@@ -43,7 +44,7 @@ def differences(pairs: Sequence[Any], *, level: str, xlabel: str, ax: Any = None
     ax.set_ylim(len(pairs) - 0.5, -0.5)
     ax.set_xlabel(xlabel)
     ax.grid(axis="x", alpha=0.3)
-    _legend(ax)
+    _legend(ax, columns=2)
     return ax
 
 
@@ -72,11 +73,14 @@ def reliability(
         right,
         yerr=np.maximum(0, [below, above]),
         color=colour,
+        linestyle="none",
         marker="o",
         markersize=4,
-        capsize=2,
+        elinewidth=0.8,
         label=f"{words}calibration error {error:.4f}",
     )
+    # How much each bin tells: the area of its disc.
+    ax.scatter(sure, right, s=_DISC * n / np.sum(n), color=colour, alpha=0.2, linewidths=0)
     ax.set(xlabel="confidence", ylabel="share of right predictions", xlim=(0, 1), ylim=(0, 1.02))
     ax.grid(alpha=0.3)
     _legend(ax)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 
 from jxent import bench, bench_linear, demo, gradcheck, predictions, selection
 from jxent._bootstrap import least_resamples
@@ -34,7 +35,7 @@ from jxent.scores import score
 PROGRAM = "python -m jxent"
 FAILED, BAD_FLAG, INTERRUPTED = 1, 2, 130
 LARGEST_SEED = 2**32 - 1  # NumPy's
-CURVES, RESULTS = "curves.png", "results.json"
+CURVES, RESULTS, HELD_OUT = "curves.png", "results.json", "held_out.npz"
 PACKAGES = ("jxent", "jax", "jaxlib", "optax", "numpy", "scikit-learn")
 
 
@@ -379,7 +380,7 @@ def _compare(options: argparse.Namespace) -> int:
         contents[options.json] = json.dumps(record, indent=2, allow_nan=False).encode() + b"\n"
     if options.plot is not None:
         contents[options.plot] = report.draw_comparison(scores, comparison, suffix)
-    console = report.console()
+    console = report.console(report.COMPARISON_WIDTH)
     report.show_scores(console, read, scores, given)
     report.show_comparison(console, comparison, said)
     _write(contents)
@@ -432,7 +433,8 @@ def _train(options: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     if options.out is not None:
-        _make_writable("--out", options.out, options.out / CURVES, options.out / RESULTS)
+        files = [options.out / name for name in (CURVES, RESULTS, HELD_OUT)]
+        _make_writable("--out", options.out, *files)
     config = demo.Config(**{name: getattr(options, name) for name in demo.Config._fields})
     versions, device = _versions(), _device()
     try:
@@ -440,7 +442,7 @@ def _train(options: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         raise Refused(f"--dataset {config.dataset}: cannot read it: {error}") from error
 
-    console = report.console()
+    console = report.console(report.COMPARISON_WIDTH)
     report.show_setting(console, versions, device)
     check = gradcheck.check_gradients()
     report.show_gradient_check(console, check)
@@ -458,11 +460,13 @@ def _train(options: argparse.Namespace) -> int:
         try:
             (options.out / RESULTS).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
             report.draw(options.out / CURVES, config, result)
+            logits: dict[str, Any] = {name: e.logits for name, e in result.evaluations.items()}
+            np.savez(options.out / HELD_OUT, labels=data.held_out_labels, **logits)
         except OSError as error:
             raise Refused(f"--out {options.out}: cannot write there: {error}") from error
-        console.print(f"\nwrote {options.out / CURVES} and {options.out / RESULTS}", markup=False)
-    console.print(f"\n{seconds:.1f} s")
-    report.show_verdict(console, result)
+        console.print(f"wrote {', '.join(map(str, files))}", markup=False)
+    console.print(f"{seconds:.1f} s\n")
+    report.show_verdict(console, result.comparison.verdict)
     return _outcome(check)
 
 

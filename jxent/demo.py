@@ -5,7 +5,8 @@
 
 trained on the same batches by `train`; `make_step` is the training step to copy.  What decides
 is the held-out log loss −mean log p_y in nats, without weights or smoothing, and the paired
-difference of its rows.
+difference of its rows, by `jxent.selection`.  Beside it stands how well each model knows how sure
+it may be, as it is and with a temperature.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +19,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from jxent import metrics, selection
+from jxent._comparison import Comparison
 from jxent.losses import cross_entropy
+from jxent.scores import Score, score
 
 DATASETS = ("digits", "wine", "breast_cancer", "iris")
 HELD_OUT = 0.25
@@ -62,31 +66,23 @@ class Epoch(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """A trained model on held-out rows: the losses [N] in nats, and what they come to.
+    """A trained model on held-out rows: logits [N, V], losses and figures, and what others say.
 
-    `clipped` rows have a p_y below the float64 epsilon, which scikit-learn raises to it.
+    `clipped` rows have a p_y below the float64 epsilon, which scikit-learn raises to it.  `cooled`
+    is of logits divided by the temperature that fits the other half of the rows.
     """
 
-    rows: np.ndarray
-    log_loss: float
+    logits: np.ndarray
+    score: Score
     sklearn_log_loss: float
     clipped: int
-    accuracy: float
-    perplexity: float
-
-
-class Paired(NamedTuple):
-    """Mean difference of paired rows, its standard error, and its t interval, in nats."""
-
-    mean: float
-    standard_error: float
-    low: float
-    high: float
+    temperatures: tuple[float, float]
+    cooled: metrics.Summary
 
     @property
-    def distinguishable(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
+    def log_loss(self) -> float:
+        """Nats per row."""
+        return float(self.score.summary.log_loss)
 
 
 class Config(NamedTuple):
@@ -100,13 +96,11 @@ class Config(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Every model's history and evaluation, and the row losses of the worse − the better."""
+    """Every model's history and evaluation, and how they compare."""
 
     histories: dict[str, list[Epoch]]
     evaluations: dict[str, Evaluation]
-    better: str
-    worse: str
-    difference: Paired
+    comparison: Comparison
     guess: float
 
 
@@ -246,45 +240,41 @@ def evaluate(model: Model, params: Params, data: Data) -> Evaluation:
     from scipy.special import softmax
     from sklearn.metrics import log_loss
 
-    logits = held_out_logits(model, params, data)
-    rows = row_losses(logits, data.held_out_labels)
-    z = np.asarray(logits, np.float64)
-    p = softmax(z, axis=-1)
+    z = np.asarray(held_out_logits(model, params, data), np.float64)
+    labels = data.held_out_labels
+    ours = score(z, labels)
     most = -np.log(np.finfo(np.float64).eps)
-    clipped = np.minimum(rows, most)
-    theirs = float(log_loss(data.held_out_labels, p, labels=np.arange(data.classes)))
+    clipped = np.minimum(ours.rows, most)
+    theirs = float(log_loss(labels, softmax(z, axis=-1), labels=np.arange(data.classes)))
     if not abs(clipped.mean() - theirs) <= AGREEMENT:
         raise Disagreement(
             f"{model.name}: held-out log loss: expected scikit-learn's {theirs:.9f} nats "
             f"to {AGREEMENT:.0e}, got {clipped.mean():.9f}"
         )
+    temperatures, cooled = cool(z, labels)
     return Evaluation(
-        rows=rows,
-        log_loss=float(rows.mean()),
+        logits=z,
+        score=ours,
         sklearn_log_loss=theirs,
-        clipped=int(np.sum(rows > most)),
-        accuracy=float(np.mean(z.argmax(axis=-1) == data.held_out_labels)),
-        perplexity=float(np.exp(rows.mean())),
+        clipped=int(np.sum(ours.rows > most)),
+        temperatures=temperatures,
+        cooled=score(cooled, labels).summary,
     )
+
+
+def cool(z: np.ndarray, labels: np.ndarray) -> tuple[tuple[float, float], np.ndarray]:
+    """Logits / T, each half of the rows by the T that fits the other half best; both T."""
+    even = np.arange(len(labels)) % 2 == 0
+    of_even, of_odd = (
+        float(metrics.fit_temperature(z, labels, where=half)) for half in (even, ~even)
+    )
+    return (of_even, of_odd), z / np.where(even, of_odd, of_even)[:, None]
 
 
 def guess(data: Data) -> float:
     """Held-out log loss of a model that knows only how frequent each training class is."""
     frequencies = np.bincount(data.labels, minlength=data.classes) / len(data.labels)
     return float(-np.log(frequencies[data.held_out_labels]).mean())
-
-
-def paired(rows: np.ndarray, other_rows: np.ndarray) -> Paired:
-    """The mean of rows − other_rows: d̄, s/√N, and d̄ ± t s/√N with N − 1 degrees of freedom.
-
-    It speaks of these two trained models on new examples, not of training them anew.
-    """
-    from scipy.stats import t
-
-    d = rows - other_rows
-    mean, standard_error = d.mean(), d.std(ddof=1) / np.sqrt(len(d))
-    margin = t.ppf((1 + CONFIDENCE) / 2, len(d) - 1) * standard_error
-    return Paired(*map(float, (mean, standard_error, mean - margin, mean + margin)))
 
 
 def run(
@@ -306,9 +296,9 @@ def run(
             on_epoch=partial(on_epoch, model.name),
         )
         evaluations[model.name] = evaluate(model, params, data)
-    better, worse = sorted(evaluations, key=lambda name: evaluations[name].log_loss)
-    difference = paired(evaluations[worse].rows, evaluations[better].rows)
-    return Result(histories, evaluations, better, worse, difference, guess(data))
+    rows = {name: e.score.rows for name, e in evaluations.items()}
+    comparison = selection.compare(rows, confidence=CONFIDENCE, seed=config.seed)
+    return Result(histories, evaluations, comparison, guess(data))
 
 
 def _batches(rng: np.random.Generator, data: Data) -> Iterator[tuple[Features, Labels]]:

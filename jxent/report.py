@@ -16,11 +16,12 @@ from rich.text import Text
 from jxent import bench, bench_linear, demo, gradcheck
 from jxent._comparison import Comparison
 from jxent._figures import COLOURS
+from jxent.metrics import Summary
 from jxent.predictions import Predictions
 from jxent.scores import Score
 
 SCIENTIFIC_FROM = 1e4
-BENCHMARK_WIDTH = 125
+BENCHMARK_WIDTH, COMPARISON_WIDTH = 125, 110
 
 
 def console(at_least: int = 0) -> Console:
@@ -217,18 +218,22 @@ def draw_linear_benchmark(path: Path, results: Sequence[bench_linear.Result]) ->
 
 
 def show_result(to: Console, result: demo.Result) -> None:
-    """Held-out figures of every model."""
+    """Held-out figures of every model, then both side by side."""
     to.print("\n[bold]Held out[/bold], unweighted and unsmoothed")
     table = Table("model", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("log loss\n(nats)", "−\nscikit-learn's", "accuracy", "perplexity"):
+    columns = ("log loss\n(nats)", "−\nscikit-learn's", "accuracy", "perplexity")
+    for column in (*columns, "Brier\nscore", "calibration\nerror"):
         table.add_column(column, justify="right")
     for name, e in result.evaluations.items():
+        said = e.score.summary
         table.add_row(
             name,
             f"{e.log_loss:.6f}",
             f"{e.log_loss - e.sklearn_log_loss:+.0e}",
-            f"{e.accuracy:.2%}",
-            f"{e.perplexity:.4f}",
+            f"{said.accuracy:.2%}",
+            f"{said.perplexity:.4f}",
+            f"{said.brier_score:.4f}",
+            f"{said.expected_calibration_error:.4f}",
         )
     to.print(table)
     for name, e in result.evaluations.items():
@@ -237,47 +242,37 @@ def show_result(to: Console, result: demo.Result) -> None:
                 f"{name}: scikit-learn raises p_y to 2.2e-16 in {e.clipped} rows, jxent does not"
             )
     to.print(f"knowing only how frequent each class is: {result.guess:.6f} nats")
-
-
-def show_verdict(to: Console, result: demo.Result) -> None:
-    """Which model wins."""
-    first, *rest = verdict(result).splitlines()
-    to.print(f"[bold]{first}[/bold]")
-    for line in rest:
-        to.print(line, markup=False)
-
-
-def verdict(result: demo.Result) -> str:
-    """Which model wins, by how much per example, and how sure that is."""
-    d = result.difference
-    count = len(result.evaluations[result.better].rows)
-    evidence = (
-        f"standard error {d.standard_error:.3g}, {demo.CONFIDENCE:.0%} t interval "
-        f"{d.low:.3g} to {d.high:.3g}, {count} held-out examples"
-    )
-    if d.mean == 0:
-        return (
-            f"{result.better} and {result.worse} have the same cross-entropy: no winner\n{evidence}"
+    to.print("\n[bold]With a temperature[/bold], each half's fitted to the other half")
+    table = Table("model", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("temperatures", "log loss\n(nats)", "calibration\nerror"):
+        table.add_column(column, justify="right")
+    for name, e in result.evaluations.items():
+        table.add_row(
+            name,
+            " and ".join(f"{T:.3g}" for T in e.temperatures),
+            f"{e.cooled.log_loss:.6f}",
+            f"{e.cooled.expected_calibration_error:.4f}",
         )
-    if d.distinguishable:
-        return (
-            f"{result.better} wins by cross-entropy: "
-            f"{d.mean:.3g} nats per example below {result.worse}\n{evidence}"
-        )
-    return (
-        f"{result.better} has the lower cross-entropy, "
-        f"{d.mean:.3g} nats per example below {result.worse}\n"
-        f"but the difference is not distinguishable from zero: no clear winner\n{evidence}"
-    )
+    to.print(table)
+    to.print("[bold]Compared[/bold] in pairs of losses, row by row\n")
+    to.print(str(result.comparison).removesuffix(result.comparison.verdict), markup=False)
 
 
 def draw(path: Path, config: demo.Config, result: demo.Result) -> None:
-    """A PNG of every model's training and held-out curve."""
+    """A picture: training and held-out curves; the difference; how sure against how right."""
     from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 9), dpi=150, layout="constrained")
+    panels = figure.subplot_mosaic([["curves", "curves"], ["difference", "reliability"]])
+    _draw_curves(panels["curves"], config, result)
+    scores = {name: e.score for name, e in result.evaluations.items()}
+    _draw_scores([panels["difference"], panels["reliability"]], scores, result.comparison)
+    figure.savefig(path)
+
+
+def _draw_curves(axes: Any, config: demo.Config, result: demo.Result) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    figure = Figure(figsize=(8, 5.5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
     for (name, history), colour in zip(result.histories.items(), COLOURS, strict=True):
         for what, style, fill, values in (
             ("train loss", "--", "none", [epoch.train_loss for epoch in history]),
@@ -304,8 +299,7 @@ def draw(path: Path, config: demo.Config, result: demo.Result) -> None:
         ylabel="cross-entropy, nats per example (log scale)",
     )
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
-    figure.savefig(path)
+    axes.legend(ncols=2, frameon=False, fontsize="small")
 
 
 def show_scores(
@@ -346,7 +340,12 @@ def show_comparison(to: Console, comparison: Comparison | None, said: str) -> No
     if comparison is not None:
         to.print(str(comparison).removesuffix(comparison.verdict), markup=False)
     if said:
-        to.print(Text(said, style="bold"))
+        show_verdict(to, said)
+
+
+def show_verdict(to: Console, said: str) -> None:
+    """Which model wins."""
+    to.print(Text(said, style="bold"))
 
 
 def compared(scores: dict[str, Score], comparison: Comparison | None) -> str:
@@ -375,13 +374,20 @@ def draw_comparison(
     height = 5 if comparison is None else max(5, 2 + 0.4 * len(comparison.models))
     figure = Figure(figsize=(12 if both else 6, height), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2 if both else 1, squeeze=False)[0]
+    _draw_scores(panels, scores, comparison)
+    out = io.BytesIO()
+    figure.savefig(out, format=suffix)
+    return out.getvalue()
+
+
+def _draw_scores(
+    panels: Sequence[Any], scores: dict[str, Score], comparison: Comparison | None
+) -> None:
+    """The differences in the first panel, if there are any, the calibration in the last."""
     if comparison is not None:
         comparison.plot(ax=panels[0])
     for name, e in scores.items():
         e.summary.reliability.plot(panels[-1], label=name, rows=e.bin_rows)
-    out = io.BytesIO()
-    figure.savefig(out, format=suffix)
-    return out.getvalue()
 
 
 def comparison_record(
@@ -392,17 +398,21 @@ def comparison_record(
     said: str,
 ) -> dict[str, Any]:
     """Every number shown, for JSON; null for what is infinite."""
-    figures = ("log_loss", "accuracy", "perplexity", "brier_score", "expected_calibration_error")
     return {
         "models": {
             name: {"file": path, "kind": read[name].kind}
-            | {key: _or_null(float(getattr(e.summary, key))) for key in figures}
+            | _figures_of(e.summary)
             | {"impossible_rows": e.impossible.tolist()}
             for path, (name, e) in zip(given, scores.items(), strict=True)
         },
         "comparison": None if comparison is None else comparison.to_dict(),
         "verdict": said or None,
     }
+
+
+def _figures_of(summary: Summary) -> dict[str, float | None]:
+    names = ("log_loss", "accuracy", "perplexity", "brier_score", "expected_calibration_error")
+    return {name: _or_null(float(getattr(summary, name))) for name in names}
 
 
 def _or_null(value: float) -> float | None:
@@ -447,18 +457,18 @@ def record(
             "held_out": len(data.held_out_labels),
         },
         "models": {
-            name: {key: value for key, value in e._asdict().items() if key != "rows"}
-            | {"epochs": [epoch._asdict() for epoch in result.histories[name]]}
+            name: _figures_of(e.score.summary)
+            | {
+                "sklearn_log_loss": e.sklearn_log_loss,
+                "clipped": e.clipped,
+                "temperatures": e.temperatures,
+                "cooled": _figures_of(e.cooled),
+                "epochs": [epoch._asdict() for epoch in result.histories[name]],
+            }
             for name, e in result.evaluations.items()
         },
         "class_frequencies_log_loss": result.guess,
-        "comparison": {
-            "better": result.better,
-            "worse": result.worse,
-            **result.difference._asdict(),
-            "distinguishable": result.difference.distinguishable,
-            "verdict": verdict(result),
-        },
+        "comparison": result.comparison.to_dict(),
         "seconds": seconds,
     }
 

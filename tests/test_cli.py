@@ -33,14 +33,15 @@ def trained(tmp_path_factory) -> tuple[str, dict, bytes]:
     flags = ("--label-smoothing", "0.1", "--class-weights", "balanced", "--seed", "2")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert cli.main([*QUICK, *flags, "--out", str(out)]) == 0
-    assert {path.name for path in out.iterdir()} == {cli.CURVES, cli.RESULTS}
+    assert {path.name for path in out.iterdir()} == {cli.CURVES, cli.RESULTS, cli.HELD_OUT}
     record = json.loads((out / cli.RESULTS).read_text("utf-8"))
     return printed.getvalue(), record, (out / cli.CURVES).read_bytes()
 
 
 def test_train_prints_the_story(trained):
     printed, record, _ = trained
-    order = ["jax ", "device: ", "Gradient check", "Training on iris", "Held out", "wrote "]
+    order = ["jax ", "device: ", "Gradient check", "Training on iris", "Held out"]
+    order += ["With a temperature", "Compared", "wrote "]
     places = [printed.index(words) for words in order]
     assert places == sorted(places)
     assert printed.rstrip().endswith(record["comparison"]["verdict"])
@@ -65,14 +66,32 @@ def test_json_has_every_number(trained):
         assert f"{figures['log_loss']:.6f}" in printed
         assert f"{figures['accuracy']:.2%}" in printed
         assert f"{figures['perplexity']:.4f}" in printed
+        for which in (figures, figures["cooled"]):
+            assert f"{which['expected_calibration_error']:.4f}" in printed
+        assert f"{figures['brier_score']:.4f}" in printed
+        assert all(f"{T:.3g}" in printed for T in figures["temperatures"])
         assert abs(figures["log_loss"] - figures["sklearn_log_loss"]) <= 1e-6
         assert len(figures["epochs"]) == 3
         last = figures["epochs"][-1]
-        assert last["held_out_log_loss"] == figures["log_loss"]
+        assert abs(last["held_out_log_loss"] - figures["log_loss"]) <= 1e-7  # in float64
         assert f"train {last['train_loss']:.4f}  held out {figures['log_loss']:.4f}" in printed
     assert f"{record['class_frequencies_log_loss']:.6f} nats" in printed
-    assert f"{record['comparison']['mean']:.3g} nats per example" in printed
+    (pair,) = record["comparison"]["pairs"]
+    assert f"{pair['mean']:.3g} nats per row" in printed
     assert f"{record['seconds']:.1f} s" in printed
+
+
+def test_what_is_written_can_be_compared(tmp_path, capsys):
+    """The verb `compare` on the predictions of the main job says what that said."""
+    assert cli.main([*QUICK, "--out", str(tmp_path)]) == 0
+    first = capsys.readouterr().out
+    held_out = [f"{tmp_path / cli.HELD_OUT}:{key}" for key in ("labels", *MODELS)]
+    assert cli.main(["compare", *held_out, "--kind", "logits"]) == 0
+    again = capsys.readouterr().out
+    assert first.rstrip().splitlines()[-1] == again.rstrip().splitlines()[-1]
+
+
+MODELS = tuple(model.name for model in demo.MODELS)
 
 
 def test_png_is_a_picture(trained):
