@@ -39,6 +39,13 @@ def strict(request: pytest.FixtureRequest):
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forgetful():
+    """Programs are forgotten after each file: thousands of them fill memory."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """float64 exists."""

@@ -347,8 +347,8 @@ MUTANTS = [
     ),
     Mutant(
         "_linear/tokens.py",
-        "return (g * slope).astype",
-        "return slope.astype",
+        "else (g * slope).astype(like.dtype)",
+        "else slope.astype(like.dtype)",
         _LINEAR,
         "every_option",
     ),

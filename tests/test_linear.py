@@ -453,7 +453,10 @@ def plain(hidden, head, labels, *, bias=None, class_weights=None, row_weights=No
     return jnp.sum(g * jnp.where(kept, row_weights * rows, 0))
 
 
-@pytest.mark.parametrize("inside", [pytest.param("jit", marks=pytest.mark.deep), "scan", "remat"])
+SELDOM = [pytest.param(inside, marks=pytest.mark.deep) for inside in ("jit", "remat")]
+
+
+@pytest.mark.parametrize("inside", ["scan", *SELDOM])
 @pytest.mark.parametrize("way", SUMMED)
 def test_derivatives_to_third_order(x64, way, inside):
     """By all arguments at once; a row with tied logits, a dropped one, one of weight 0."""

@@ -138,7 +138,7 @@ def calls(draw: st.DrawFn, dtypes: tuple[str, ...]) -> tuple[dict[str, Any], Any
 UP_TO_FLOAT32 = ("float32", "bfloat16", "float16")
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(calls(UP_TO_FLOAT32))
 def test_cross_entropy(call):
     check(jxent.cross_entropy, *call, cancels=True)
