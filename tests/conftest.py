@@ -19,7 +19,7 @@ from hypothesis import settings
 settings.register_profile(
     "ordinary", derandomize=True, deadline=None, database=None, max_examples=25
 )
-settings.register_profile("deep", settings.get_profile("ordinary"), max_examples=400)
+settings.register_profile("deep", settings.get_profile("ordinary"), max_examples=200)
 settings.load_profile("ordinary")
 
 

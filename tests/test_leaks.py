@@ -33,5 +33,5 @@ def test_a_leak_is_seen():
         kept.append(x)
         return x
 
-    with jax.checking_leaks(), pytest.raises(Exception, match="[Ll]eaked"):
+    with jax.checking_leaks(), pytest.raises(Exception, match=r"[Ll]eaked"):
         jax.jit(leaking)(jnp.ones(3))
