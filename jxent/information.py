@@ -521,8 +521,7 @@ def _mean_gap_jvp(primals, tangents):
 
 
 def _p_and_gap(z: Logits) -> tuple[Logits, Logits]:
-    """p and m − z, which for an impossible class is any finite number: it has p = 0."""
+    """p and m − z, ∞ told as the largest number: such a class has p = 0, and 0·∞ is to be 0."""
     stats = _rows.statistics(z, z.dtype)
     p = _rows.probabilities(z, stats, _rows.log_normaliser(stats))
-    m = stats.m[..., None]
-    return p, m - jnp.where(z == -jnp.inf, m, z)
+    return p, jnp.minimum(stats.m[..., None] - z, jnp.finfo(z.dtype).max)

@@ -73,6 +73,11 @@ def label_rows(dtype: str) -> Rows:
     return rows | {f"label {name}": Row(good, y, True) for name, y in BAD_LABELS.items()}
 
 
+def plain_rows(dtype: str) -> Rows:
+    """Rows of logits whose targets say nothing."""
+    return {name: Row(x, 0.0, fault) for name, (x, fault) in logit_rows(dtype).items()}
+
+
 def hidden_rows(dtype: str) -> Rows:
     """Hidden states in front of a head of 1s: 0·∞ makes any infinity a fault of the row."""
     rows = {k: row for k, row in label_rows(dtype).items() if k != "only the target is possible"}
@@ -251,6 +256,9 @@ LOSSES: dict[str, Loss] = {
     "linear_cross_entropy, tokens": Loss(_tokens, hidden_rows, _ce, summed=True),
     "linear_cross_entropy, vocab": Loss(_linear, hidden_rows, _ce),
     "linear_cross_entropy, reference": Loss(_reference, hidden_rows, _ce),
+    "information.softmax_entropy": Loss(
+        lambda z, t: jxent.information.softmax_entropy(z), plain_rows, entropy
+    ),
     "linear_log_probs, log_probs": Loss(
         lambda h, y, **more: linear(jxent.linear_log_probs)(h, y, **more).log_probs,
         hidden_rows,

@@ -540,10 +540,12 @@ def test_other_transforms(way):
 
 
 @pytest.mark.parametrize("way", SUMMED)
-@pytest.mark.parametrize("check_vma", [True, False])
-def test_shard_map(way, check_vma):
-    """`axis_name`: every device has the mean of the whole batch; gradients taken outside."""
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+@pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
+@pytest.mark.parametrize("inside", [False, True], ids=["grad outside", "grad inside"])
+def test_shard_map(inside, check_vma, way):
+    """`axis_name`: every device has the mean of the whole batch, and its gradients."""
+    shards, rows = 4, P("data")
+    mesh = jax.make_mesh((shards,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     h, labels = jnp.asarray(eighths(16, D), jnp.float32), rng.integers(0, V, 16).astype(np.int32)
     kept, head = np.arange(16) % 5 != 0, jnp.asarray(HEAD, jnp.float32)
 
@@ -552,11 +554,21 @@ def test_shard_map(way, check_vma):
             h, head, labels, where=kept, axis_name="data", implementation=way, chunk_size=3
         )
 
-    rows = P("data")
-    sharded = jax.shard_map(
-        loss, mesh=mesh, in_specs=(rows, P(), rows, rows), out_specs=P(), check_vma=check_vma
+    def both(*arguments):
+        value, (dh, dw) = jax.value_and_grad(loss, (0, 1))(*arguments)
+        if not check_vma:
+            # Here psum is its own transpose: plain jnp code counts every device as well.
+            dh, dw = dh / shards, jax.lax.psum(dw, "data") / shards
+        return value, (dh, dw)
+
+    sharded = partial(
+        jax.shard_map, mesh=mesh, in_specs=(rows, P(), rows, rows), check_vma=check_vma
     )
-    ours = jax.jit(jax.value_and_grad(sharded, (0, 1)))(h, head, labels, kept)
+    if inside:
+        run = sharded(both, out_specs=(P(), (rows, P())))
+    else:
+        run = jax.value_and_grad(sharded(loss, out_specs=P()), (0, 1))
+    ours = jax.jit(run)(h, head, labels, kept)
     theirs = jax.value_and_grad(partial(linear, where=kept), (0, 1))(h, head, labels)
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
