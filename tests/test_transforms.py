@@ -82,7 +82,8 @@ def by_jacrev(case: Case, f: Any, x: Any, g: jax.Array) -> Any:
 def by_directions(jvp: Callable[[Any], jax.Array], x: Any, g: jax.Array) -> Any:
     """Jᵀg entry by entry: g·J e for each unit vector e."""
     flat, unravel = ravel_pytree(x)
-    return unravel(jax.lax.map(lambda e: jnp.sum(g * jvp(unravel(e))), jnp.eye(flat.size)))
+    directions = jnp.eye(flat.size, dtype=flat.dtype)
+    return unravel(jax.lax.map(lambda e: jnp.sum(g * jvp(unravel(e))), directions))
 
 
 def by_jvp(case: Case, f: Any, x: Any, g: jax.Array) -> Any:
