@@ -374,7 +374,7 @@ def draw_comparison(
     height = 5 if comparison is None else max(5, 2 + 0.4 * len(comparison.models))
     figure = Figure(figsize=(12 if both else 6, height), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2 if both else 1, squeeze=False)[0]
-    _draw_scores(panels, scores, comparison)
+    _draw_scores(list(panels), scores, comparison)
     out = io.BytesIO()
     figure.savefig(out, format=suffix)
     return out.getvalue()

@@ -270,7 +270,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 @pytest.mark.parametrize("case", named({**ROW_LOSSES, **TRAINING_LOSSES}))
 def test_export(case, unhooked):
     """Loss and gradients come back from a file, and its own derivative does too."""
-    f, x = function(Case(case.fn, cast(case.arguments, jnp.float32)))
+    case = Case(case.fn, cast(case.arguments, jnp.float32))
+    f, x = function(case)
     g = cotangent(case)
 
     def both(x: Any, g: jax.Array) -> Any:
