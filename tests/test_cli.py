@@ -212,7 +212,12 @@ def test_an_interrupt_ends_training_after_its_epoch(monkeypatch, capsys):
         return row_losses(*args)
 
     monkeypatch.setattr(demo, "row_losses", interrupting)
-    code, line = refused(capsys, *QUICK)
+    # In a shell's background an interrupt is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, line = refused(capsys, *QUICK)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert code == cli.INTERRUPTED and line.endswith("interrupted")
     assert epochs == [0]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
