@@ -216,11 +216,11 @@ def test_an_interrupt_ends_training_after_its_epoch(monkeypatch, capsys):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code, line = refused(capsys, *QUICK)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
     assert code == cli.INTERRUPTED and line.endswith("interrupted")
     assert epochs == [0]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_interrupting_is_one_line(monkeypatch, capsys):
