@@ -227,6 +227,7 @@ def test_derivatives(name):
     assert_derivatives(fn, INSIDE)
 
 
+@pytest.mark.deep
 def test_derivatives_of_one():
     assert_derivatives(lambda p: jnp.sin(info.perplexity(p)), INSIDE)
     tied = np.array([[1.0, 1.0, 0.3, 1.0]])

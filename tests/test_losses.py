@@ -138,7 +138,6 @@ def calls(draw: st.DrawFn, dtypes: tuple[str, ...]) -> tuple[dict[str, Any], Any
 UP_TO_FLOAT32 = ("float32", "bfloat16", "float16")
 
 
-@settings(max_examples=40)
 @given(calls(UP_TO_FLOAT32))
 def test_cross_entropy(call):
     check(jxent.cross_entropy, *call, cancels=True)
@@ -229,7 +228,7 @@ def row_calls(draw: st.DrawFn) -> tuple[Any, dict[str, Any], Any]:
     return fn, arguments, np.asarray(rng.standard_normal(rows), np.float32)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(row_calls())
 def test_axes(call):
     check(*call, cancels=True)

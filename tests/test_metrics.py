@@ -235,6 +235,7 @@ def test_bytes():
     assert_close(both.summary().bits_per_byte, nll.sum() / n.sum() / np.log(2), rtol=AGREEMENT)
 
 
+@pytest.mark.deep
 def test_shapes_of_rows():
     z, y, w, _ = problem(3)
     flat = measured(z, y, row_weights=w)
@@ -391,6 +392,7 @@ def test_shard_map(check_vma):
     assert_same(evaluate(z, y, w, n), measured(z, y, row_weights=w, byte_counts=n), AGREEMENT)
 
 
+@pytest.mark.deep
 def test_sharded_rows_under_jit():
     z, y, w, _ = problem(7, rows=64)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("d",))
@@ -626,6 +628,7 @@ def test_temperature_of_separable_and_of_hopeless_rows():
     assert 900 < T <= 1001
 
 
+@pytest.mark.deep
 def test_temperature_of_what_is_kept():
     z, y, w, _ = problem(9, rows=200)
     w = np.float32(w > 1)

@@ -34,8 +34,8 @@ import jxent
 PROMISE = 1e-5
 
 
-def named(cases: dict[str, Case]) -> list[Any]:
-    marks = lambda name: () if name in OFTEN else (pytest.mark.deep,)
+def named(cases: dict[str, Case], often: tuple[str, ...] = OFTEN) -> list[Any]:
+    marks = lambda name: () if name in often else (pytest.mark.deep,)
     return [pytest.param(case, id=name, marks=marks(name)) for name, case in cases.items()]
 
 
@@ -267,7 +267,10 @@ def test_no_nan_on_the_way(name):
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-@pytest.mark.parametrize("case", named({**ROW_LOSSES, **TRAINING_LOSSES}))
+EXPORTED = ("labels, classes kept", "kl", "labels, everything, mean", "tokens, mean")
+
+
+@pytest.mark.parametrize("case", named({**ROW_LOSSES, **TRAINING_LOSSES}, often=EXPORTED))
 def test_export(case, unhooked):
     """Loss and gradients come back from a file, and its own derivative does too."""
     case = Case(case.fn, cast(case.arguments, jnp.float32))
