@@ -123,8 +123,13 @@ def cotangent(reduction: str) -> Any:
     return np.float32(g if reduction == "none" else 0.7)
 
 
-@pytest.mark.parametrize("layout", ["dv", "vd"])
-@pytest.mark.parametrize("options", OPTIONS)
+OTHER_LAYOUT = [
+    pytest.param(options, "vd", marks=() if options == "everything" else pytest.mark.deep)
+    for options in OPTIONS
+]
+
+
+@pytest.mark.parametrize(("options", "layout"), [*product(OPTIONS, ["dv"]), *OTHER_LAYOUT])
 @pytest.mark.parametrize(
     ("reduction", "way"), [*product(["mean"], SUMMED), *product(["none"], EACH)]
 )

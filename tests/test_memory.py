@@ -72,8 +72,15 @@ def is_float64(x: Any) -> bool:
     return hasattr(x, "dtype") and x.dtype == np.float64
 
 
-@pytest.mark.parametrize("wrt", ["logits", "everything"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "wrt"),
+    [
+        ("float32", "everything"),
+        ("bfloat16", "logits"),
+        pytest.param("float32", "logits", marks=pytest.mark.deep),
+        pytest.param("bfloat16", "everything", marks=pytest.mark.deep),
+    ],
+)
 @pytest.mark.parametrize(("loss", "options"), SAVING)
 def test_what_is_saved(loss, options, dtype, wrt):
     fn, arguments = arguments_of(loss, options, dtype)
