@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from jxent import _check, _sums
+from jxent._product import scale
 from jxent._sums import Sum
 from jxent._typing import ArrayLike, AxisNames
 
@@ -108,10 +109,5 @@ def averaged(total: Sum, weight: Sum) -> Average:
 def _average_of(x: Float[Array, "..."], w: Float[Array, "..."] | None) -> Average:
     dtype = np.promote_types(x.dtype, np.float32)
     w = jnp.ones(x.shape, dtype) if w is None else w.astype(dtype)
-    each = jnp.stack([weighed(w, x).ravel(), w.ravel()], axis=-1)
+    each = jnp.stack([scale(w, x.astype(dtype)).ravel(), w.ravel()], axis=-1)
     return averaged(*_sums.columns(_sums.down(each)))
-
-
-def weighed(w: Float[Array, "*#n"], x: Shaped[Array, "*n"]) -> Float[Array, "*n"]:
-    """w x, 0 where w = 0 whatever x is."""
-    return jnp.where(w == 0, 0, w * x.astype(w.dtype))

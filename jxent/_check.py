@@ -66,6 +66,10 @@ def floats(fn: str, name: str, x: ArrayLike) -> Float[Array, "..."]:
     return jnp.asarray(x)
 
 
+def _as_floats(x: ArrayLike) -> Float[Array, "..."]:
+    return jnp.asarray(x) if _is(x, jnp.floating) else jnp.asarray(x).astype(jnp.float32)
+
+
 def logits(fn: str, x: ArrayLike, name: str = "logits") -> Float[Array, "*n V"]:
     """Logits with at least one class in the last axis."""
     z = floats(fn, name, x)
@@ -252,7 +256,7 @@ def weights(fn: str, name: str, x: ArrayLike | None, shape: tuple[int, ...]) -> 
         raise TypeError(f"{fn}: `{name}` must be numbers, got {_came(x)}")
     if shape_of(x) != shape:
         raise ValueError(f"{fn}: `{name}` must have shape {list(shape)}, got {_came(x)}")
-    return jnp.asarray(x) if _is(x, jnp.floating) else jnp.asarray(x).astype(jnp.float32)
+    return _as_floats(x)
 
 
 def hidden(fn: str, x: ArrayLike) -> Float[Array, "*n D"]:
@@ -295,12 +299,14 @@ def bias(fn: str, x: ArrayLike | None, classes: int) -> Float[Array, "V"] | None
     return b
 
 
-def rows_kept(fn: str, x: ArrayLike | None, rows: tuple[int, ...]) -> Bool[Array, "*n"] | None:
-    """`where` of the rows' shape, where classes cannot be dropped by it."""
+def rows_kept(
+    fn: str, x: ArrayLike | None, rows: tuple[int, ...], classes_by: str
+) -> Bool[Array, "*n"] | None:
+    """`where` of the rows' shape; what excludes classes is `classes_by` of −∞."""
     if x is not None and _is(x, jnp.bool_) and shape_of(x) != rows:
         raise ValueError(
             f"{fn}: `where` must have the rows' shape {list(rows)}, got {_came(x)}; to exclude "
-            "classes, give them a bias of -inf"
+            f"classes, give them {classes_by} of -inf"
         )
     return row_mask(fn, x, rows)
 
@@ -535,7 +541,7 @@ def probabilities(fn: str, name: str, x: ArrayLike, *, rows: bool = True) -> Flo
     if rows:
         some_classes(fn, name, shape_of(x), (len(shape_of(x)) - 1,))
     within_unit(fn, name, x)
-    return jnp.asarray(x) if _is(x, jnp.floating) else jnp.asarray(x).astype(jnp.float32)
+    return _as_floats(x)
 
 
 def same_shape_or_one(fn: str, p: Array, q: Array, one: int) -> tuple[int, ...]:
@@ -565,7 +571,7 @@ def number(fn: str, name: str, x: ArrayLike) -> Float[Array, "..."]:
     """Any real numbers as floats."""
     if not (_is(x, jnp.floating) or _is(x, jnp.integer)):
         raise TypeError(f"{fn}: `{name}` must be numbers, got {_came(x)}")
-    return jnp.asarray(x) if _is(x, jnp.floating) else jnp.asarray(x).astype(jnp.float32)
+    return _as_floats(x)
 
 
 def same_classes(fn: str, z: Float[Array, "*n V"], classes: int) -> None:
@@ -575,16 +581,6 @@ def same_classes(fn: str, z: Float[Array, "*n V"], classes: int) -> None:
             f"{fn}: `logits` must have {classes} classes in the last axis, as these metrics were "
             f"made for, got {_came(z)}"
         )
-
-
-def rows_to_keep(fn: str, x: ArrayLike | None, rows: tuple[int, ...]) -> Bool[Array, "*n"] | None:
-    """`where` of the rows' shape, where logits exclude a class."""
-    if x is not None and _is(x, jnp.bool_) and shape_of(x) != rows:
-        raise ValueError(
-            f"{fn}: `where` must have the rows' shape {list(rows)}, got {_came(x)}; to exclude "
-            "classes, give them logits of -inf"
-        )
-    return row_mask(fn, x, rows)
 
 
 def class_index(fn: str, name: str, x: Any, classes: int) -> int | None:
@@ -606,12 +602,10 @@ def same_made(fn: str, ours: Any, theirs: Any) -> None:
 
 def entries(fn: str, name: str, x: ArrayLike) -> Float[Array, "..."]:
     """Numbers or booleans as floats."""
-    if _is(x, jnp.bool_):
-        return jnp.asarray(x).astype(jnp.float32)
-    return number(fn, name, x)
+    return _as_floats(x) if _is(x, jnp.bool_) else number(fn, name, x)
 
 
-# --- choosing between models: read on the host, never traced
+# What follows is read on the host, never traced.
 
 
 def _host(fn: str, name: str, x: Any) -> np.ndarray:

@@ -175,7 +175,7 @@ def _slopes(
     # ∂/∂t_v and ∂/∂c_v are nll_v; +∞ is told as the largest number, so that 0·∞ is 0 after it.
     # lse itself has lost the digits of log1p(S) beside a large m: it lends its derivative only.
     rest = _rows.changing_as(jnp.log1p(stats.S), row.lse)
-    each = jnp.minimum((stats.m[..., None] - z) + rest[..., None], jnp.finfo(z.dtype).max)
+    each = _rows.nll_of_each(z, stats.m, rest)
     each = _in_rows(chosen, each if mask is None else jnp.where(mask, each, 0))
     return _Slopes(p, target, _spread_weights(c, mask, z), each)
 

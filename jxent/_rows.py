@@ -163,6 +163,21 @@ def probabilities(z: Logits, stats: Statistics, lse: PerRow) -> Float[Array, "*n
     return jnp.exp(z - m[..., None]) * (jnp.exp(lax.stop_gradient(lse) - lse) / (1 + S))[..., None]
 
 
+def nll_of_each(z: Logits, m: PerRow, log1p_S: PerRow) -> Float[Array, "*n V"]:
+    """nll_v, ∞ told as the largest number, so that 0·∞ is 0 after it."""
+    return jnp.minimum((m[..., None] - z) + log1p_S[..., None], jnp.finfo(z.dtype).max)
+
+
+def entropy_derivative(
+    p: Float[Array, "*n V"], nll: Float[Array, "*n V"], entropy: PerRow
+) -> Float[Array, "*n V"]:
+    """∂H/∂z_v = p_v (nll_v − H) of H = Σ_v p_v nll_v, 0 where p_v = 0, to any order.
+
+    What all of nll_v have in common may be left out of them and of H.
+    """
+    return p * jnp.where(p == 0, 0, nll - entropy[..., None])
+
+
 def is_label(labels: Labels, z: Shaped[Array, "*n V"]) -> Bool[Array, "*n V"]:
     """e_y as a mask over z: an int32 iota compared, so that a sharded vocabulary stays so."""
     classes = lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1)

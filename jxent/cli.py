@@ -135,7 +135,7 @@ def _add_train(verbs: Any) -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        help=f"write {CURVES} and {RESULTS} there (default: no files)",
+        help=f"write {CURVES}, {RESULTS} and {HELD_OUT} there (default: no files)",
     )
     parser.set_defaults(run=_train)
 
@@ -204,6 +204,7 @@ def _bench(options: argparse.Namespace) -> int:
     _need("rich", *(("matplotlib",) if options.plot else ()))
     from jxent import report
 
+    suffix = _picture(options.plot)
     for flag, path in (("--json", options.json), ("--plot", options.plot)):
         if path is not None:
             _make_writable(flag, path, path)
@@ -221,12 +222,14 @@ def _bench(options: argparse.Namespace) -> int:
                 advance()
         report.show_benchmark(console, results)
         record["dense"] = [{**r._asdict(), "case": r.case._asdict()} for r in results]
+    contents = {}
     if options.json is not None:
-        options.json.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-        console.print(f"wrote {options.json}", markup=False)
+        contents[options.json] = _json(record)
     if options.plot is not None and linear:
-        report.draw_linear_benchmark(options.plot, linear)
-        console.print(f"wrote {options.plot}", markup=False)
+        contents[options.plot] = report.draw_linear_benchmark(linear, suffix)
+    _write(contents)
+    for path in contents:
+        console.print(f"wrote {path}", markup=False)
     wrong = [r.contender for r in linear if r.wrong and r.contender.startswith("jxent")]
     if wrong:
         raise Refused(f"{', '.join(wrong)}: not what float64 gives; see the rows marked WRONG")
@@ -377,7 +380,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.json is not None:
         record = {"versions": _versions(), "device": _device(), "labels": options.labels}
         record |= report.comparison_record(read, scores, given, comparison, said)
-        contents[options.json] = json.dumps(record, indent=2, allow_nan=False).encode() + b"\n"
+        contents[options.json] = _json(record)
     if options.plot is not None:
         contents[options.plot] = report.draw_comparison(scores, comparison, suffix)
     console = report.console(report.COMPARISON_WIDTH)
@@ -400,6 +403,12 @@ def _picture(path: Path | None) -> str:
     if suffix not in known:
         raise Refused(f"--plot {path}: expected one of .{', .'.join(sorted(known))}", BAD_FLAG)
     return suffix
+
+
+def _json(record: dict[str, Any]) -> bytes:
+    """JSON, which has no infinite number and no NaN: null in their place."""
+    finite = json.loads(json.dumps(record), parse_constant=lambda name: None)
+    return json.dumps(finite, indent=2).encode() + b"\n"
 
 
 def _write(contents: dict[Path, bytes]) -> None:
@@ -456,14 +465,12 @@ def _train(options: argparse.Namespace) -> int:
     report.show_result(console, result)
     seconds = time.perf_counter() - start
     if options.out is not None:
+        logits: dict[str, Any] = {name: e.logits for name, e in result.evaluations.items()}
+        held_out = io.BytesIO()
+        np.savez(held_out, labels=data.held_out_labels, **logits)
         record = report.record(config, data, check, result, versions, device, seconds)
-        try:
-            (options.out / RESULTS).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-            report.draw(options.out / CURVES, config, result)
-            logits: dict[str, Any] = {name: e.logits for name, e in result.evaluations.items()}
-            np.savez(options.out / HELD_OUT, labels=data.held_out_labels, **logits)
-        except OSError as error:
-            raise Refused(f"--out {options.out}: cannot write there: {error}") from error
+        drawn = report.draw(config, result, Path(CURVES).suffix[1:])
+        _write(dict(zip(files, (drawn, _json(record), held_out.getvalue()), strict=True)))
         console.print(f"wrote {', '.join(map(str, files))}", markup=False)
     console.print(f"{seconds:.1f} s\n")
     report.show_verdict(console, result.comparison.verdict)

@@ -500,7 +500,7 @@ def _entropy_of_softmax_jvp(primals, tangents):
     H = _entropy_of_softmax(u)
     z = u.astype(H.dtype)
     p, gap = _p_and_gap(z)
-    slope = p * (gap - _mean_gap(z)[..., None])
+    slope = _rows.entropy_derivative(p, gap, _mean_gap(z))
     return H, jnp.sum(slope * u_dot.astype(H.dtype), axis=-1)
 
 
@@ -517,11 +517,11 @@ def _mean_gap_jvp(primals, tangents):
     (z,), (z_dot,) = primals, tangents
     G = _mean_gap(z)
     p, gap = _p_and_gap(z)
-    return G, jnp.sum(p * (gap - (G[..., None] + 1)) * z_dot, axis=-1)
+    return G, jnp.sum(_rows.entropy_derivative(p, gap, G + 1) * z_dot, axis=-1)
 
 
 def _p_and_gap(z: Logits) -> tuple[Logits, Logits]:
-    """p and m − z, ∞ told as the largest number: such a class has p = 0, and 0·∞ is to be 0."""
+    """p and m − z, which is nll without what all classes share."""
     stats = _rows.statistics(z, z.dtype)
     p = _rows.probabilities(z, stats, _rows.log_normaliser(stats))
-    return p, jnp.minimum(stats.m[..., None] - z, jnp.finfo(z.dtype).max)
+    return p, _rows.nll_of_each(z, stats.m, jnp.zeros_like(stats.m))

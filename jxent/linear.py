@@ -129,7 +129,7 @@ def linear_cross_entropy(
     w = _check.head(fn, head, head_layout, h)
     rows, classes = h.shape[:-1], w.shape[classes_axis(head_layout)]
     y = _check.labels(fn, labels, rows)
-    where_rows = _check.rows_kept(fn, where, rows)
+    where_rows = _check.rows_kept(fn, where, rows, "a bias")
     kept = kept_rows(y, where_rows, _check.ignore_index(fn, ignore_index, labelled=True))
     _check.label_values(fn, labels, classes, kept)
     reduction = _check.reduction(fn, reduction, normalizer=normalizer, axis_name=axis_name)
@@ -294,7 +294,7 @@ def linear_log_probs(
     w = _check.head(fn, head, head_layout, h)
     rows, classes = h.shape[:-1], w.shape[classes_axis(head_layout)]
     y = _check.labels(fn, labels, rows)
-    where_rows = _check.rows_kept(fn, where, rows)
+    where_rows = _check.rows_kept(fn, where, rows, "a bias")
     kept = kept_rows(y, where_rows, _check.ignore_index(fn, ignore_index, labelled=True))
     _check.label_values(fn, labels, classes, kept)
     run = partial(

@@ -1,10 +1,8 @@
 """What the command line shows: tables, progress bars, the verdict in words, the picture."""
 
 import io
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -191,17 +189,13 @@ def show_growth(to: Console, rows: Sequence[bench_linear.Growth]) -> None:
     to.print(table)
 
 
-def draw_linear_benchmark(path: Path, results: Sequence[bench_linear.Result]) -> None:
-    """Time and temporary memory of each contender, one row of panels a case."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+def draw_linear_benchmark(results: Sequence[bench_linear.Result], suffix: str) -> bytes:
+    """A picture: time and temporary memory of each contender, one row of panels a case."""
+    from matplotlib.figure import Figure
 
     cases = list(dict.fromkeys(r.case for r in results))
-    figure, panels = plt.subplots(
-        len(cases), 2, figsize=(11, 3.2 * len(cases)), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(11, 3.2 * len(cases)), dpi=150, layout="constrained")
+    panels = figure.subplots(len(cases), 2, squeeze=False)
     for (left, right), case in zip(panels, cases, strict=True):
         own = [r for r in results if r.case == case and r.milliseconds is not None][::-1]
         names = [r.contender for r in own]
@@ -213,8 +207,7 @@ def draw_linear_benchmark(path: Path, results: Sequence[bench_linear.Result]) ->
         right.set_xlabel("temporary memory (MB); none known where empty")
         right.set_yticklabels([])
         left.set_title(size_of(case), loc="left", fontsize=10)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return _saved(figure, suffix)
 
 
 def show_result(to: Console, result: demo.Result) -> None:
@@ -258,7 +251,7 @@ def show_result(to: Console, result: demo.Result) -> None:
     to.print(str(result.comparison).removesuffix(result.comparison.verdict), markup=False)
 
 
-def draw(path: Path, config: demo.Config, result: demo.Result) -> None:
+def draw(config: demo.Config, result: demo.Result, suffix: str) -> bytes:
     """A picture: training and held-out curves; the difference; how sure against how right."""
     from matplotlib.figure import Figure
 
@@ -267,7 +260,7 @@ def draw(path: Path, config: demo.Config, result: demo.Result) -> None:
     _draw_curves(panels["curves"], config, result)
     scores = {name: e.score for name, e in result.evaluations.items()}
     _draw_scores([panels["difference"], panels["reliability"]], scores, result.comparison)
-    figure.savefig(path)
+    return _saved(figure, suffix)
 
 
 def _draw_curves(axes: Any, config: demo.Config, result: demo.Result) -> None:
@@ -375,6 +368,10 @@ def draw_comparison(
     figure = Figure(figsize=(12 if both else 6, height), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2 if both else 1, squeeze=False)[0]
     _draw_scores(list(panels), scores, comparison)
+    return _saved(figure, suffix)
+
+
+def _saved(figure: Any, suffix: str) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format=suffix)
     return out.getvalue()
@@ -397,7 +394,7 @@ def comparison_record(
     comparison: Comparison | None,
     said: str,
 ) -> dict[str, Any]:
-    """Every number shown, for JSON; null for what is infinite."""
+    """Every number shown, for JSON."""
     return {
         "models": {
             name: {"file": path, "kind": read[name].kind}
@@ -410,13 +407,9 @@ def comparison_record(
     }
 
 
-def _figures_of(summary: Summary) -> dict[str, float | None]:
+def _figures_of(summary: Summary) -> dict[str, float]:
     names = ("log_loss", "accuracy", "perplexity", "brier_score", "expected_calibration_error")
-    return {name: _or_null(float(getattr(summary, name))) for name in names}
-
-
-def _or_null(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return {name: float(getattr(summary, name)) for name in names}
 
 
 def record(

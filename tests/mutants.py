@@ -381,7 +381,7 @@ MUTANTS = [
         "rows_at_fault and entropy and float32-jit",
     ),
     Mutant("_linear/vocab.py", "gaps + scale(share, rise) +", "gaps +", _LINEAR, "every_option"),
-    Mutant("_linear/vocab.py", "each - entropy[:, None]", "each", _LINEAR, "log_probs"),
+    Mutant("_rows.py", "nll - entropy[..., None]", "nll", _LINEAR, "log_probs"),
     Mutant(
         "_linear/vocab.py",
         "jnp.where(m == -jnp.inf, -1, S)",

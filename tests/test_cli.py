@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -176,13 +177,16 @@ def test_out_is_tried_before_training(tmp_path, monkeypatch, capsys):
 
 
 def test_out_that_fills_up_fails(tmp_path, monkeypatch, capsys):
-    def full(*args):
+    (tmp_path / cli.CURVES).write_text("old")
+
+    def full(**options):
         raise OSError("no space left")
 
-    monkeypatch.setattr(report, "draw", full)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
     code, line = refused(capsys, *QUICK, "--out", str(tmp_path))
     assert code == cli.FAILED
     assert line.endswith("cannot write there: no space left")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_data_that_cannot_be_read_fails(monkeypatch, capsys):

@@ -27,7 +27,8 @@ LAYERS = [
     ["_linear", "_linear.cut", "_linear.head"],
     ["_linear.reference", "_linear.tokens", "_linear.vocab"],
     ["losses", "linear", "softmax", "binary", "divergence", "testing"],  # what people call
-    ["_figures", "_calibration", "_comparison"],  # what is measured, shown
+    ["_figures", "_comparison", "_calibration", "_temperature"],  # what is measured, shown
+    ["_classification"],
     ["information", "metrics", "selection"],
     ["gradcheck", "bench", "bench_linear", "demo", "predictions", "scores"],  # programs
     ["report", "cli", "__main__"],

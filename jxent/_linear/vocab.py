@@ -219,7 +219,6 @@ def _bwd(static, _, saved, cotangents: Row):
     m, S, nll, lse = map(only, (*lax.stop_gradient((row.m, row.S)), row.nll, row.lse))
     entropy = None if row.entropy is None else only(row.entropy)
     log1p_S = _rows.changing_as(jnp.log1p(S), lse)
-    largest = jnp.finfo(dtype).max
 
     def back(slopes: _Slopes, i: Index) -> _Slopes:
         block = _block(static, i, w, b, row.label, c, dtype)
@@ -232,10 +231,9 @@ def _bwd(static, _, saved, cotangents: Row):
         dz = jnp.zeros_like(p)
         if not dnll is dlse is dspread is None:
             dz = derivative(p, target, c_i, dnll=dnll, dlse=dlse, dspread=dspread, total=share)
-        each = jnp.minimum((m[:, None] - z) + log1p_S[:, None], largest)
+        each = _rows.nll_of_each(z, m, log1p_S)
         if dentropy is not None and entropy is not None:
-            told = jnp.where(p == 0, 0, each - entropy[:, None])  # 0·∞ = 0, to any order
-            dz = dz + dentropy[:, None] * (p * told)
+            dz = dz + dentropy[:, None] * _rows.entropy_derivative(p, each, entropy)
         (dz,) = pull(dz)
         narrow = rounded(dz, h, w)
         dh, dw, db, dc = slopes
