@@ -27,8 +27,10 @@ LAYERS = [
     ["_linear", "_linear.cut", "_linear.head"],
     ["_linear.reference", "_linear.tokens", "_linear.vocab"],
     ["losses", "linear", "softmax", "binary", "divergence", "testing"],  # what people call
+    ["imbalance", "robust"],
     ["_figures", "_calibration", "_comparison"],  # what is measured, shown
     ["information", "metrics", "selection"],
+    ["regularization"],
     ["gradcheck", "bench", "bench_linear", "demo", "predictions", "scores"],  # programs
     ["report", "cli", "__main__"],
 ]
