@@ -416,11 +416,22 @@ def _focal_jvp(primals: tuple[Array, Scalar], tangents: tuple[Array, Scalar]) ->
     # d/dnll = (1−p)^γ (1 + γ nll/expm1(nll)); the ratio is 1 at 0 and 0 at ∞.
     inside = (nll > 0) & jnp.isfinite(nll)
     safe = jnp.where(inside, nll, 1)
-    ratio = jnp.where(inside, safe / jnp.expm1(safe), jnp.where(nll > 0, 0, 1))
+    ratio = jnp.where(inside, _ratio(safe), jnp.where(nll > 0, 0, 1))
     by_nll = _modulation(nll, gamma) * (1 + gamma * ratio)
     by_gamma = _focal(nll, gamma) * jnp.log(-jnp.expm1(-safe))
     by_gamma = jnp.where(inside | jnp.isnan(nll), by_gamma, 0)
     return _focal(nll, gamma), by_nll * nll_dot + by_gamma * gamma_dot
+
+
+def _ratio(n: Array) -> Array:
+    """n/(e^n − 1): neither e^n nor, differentiated, the square of a small n must be a float."""
+    small = n < 0.1
+    v, w = jnp.where(small, n, 0), jnp.where(small, 1, n)
+    square = v * v
+    # n/(e^n − 1) = Σ B_k n^k/k! in Bernoulli's numbers
+    even = 1 / 30240 - square / 1209600
+    near = 1 - v / 2 + square * (1 / 12 + square * (-1 / 720 + square * even))
+    return jnp.where(small, near, w * jnp.exp(-w) / -jnp.expm1(-w))
 
 
 def _poly(nll: Array, *epsilon: Scalar) -> Array:
