@@ -24,6 +24,11 @@ Namespaces
 
     jxent.information   entropy, cross_entropy, binary_cross_entropy, kl_divergence, js_divergence,
                         perplexity, softmax_entropy, nats_to_bits, bits_to_nats: of probabilities
+    jxent.imbalance     balanced_class_weights, effective_number_weights; logit_adjustment;
+                        ldam of row losses, with ldam_margins: for rare classes
+    jxent.robust        generalized_cross_entropy, symmetric_cross_entropy, asymmetric_loss:
+                        for labels of which some are wrong or missing
+    jxent.regularization    gradient_penalty, confidence_penalty: what is added to a loss
     jxent.metrics       ClassificationMetrics, Average, Summary: over batches, scans and devices;
                         log_loss, accuracy, top_k_accuracy, brier_score; reliability_curve,
                         Reliability, expected_calibration_error, fit_temperature
@@ -34,8 +39,11 @@ Namespaces
 `python -m jxent compare` does so for saved predictions of any models.
 """
 
+from jxent import imbalance as imbalance
 from jxent import information as information
 from jxent import metrics as metrics
+from jxent import regularization as regularization
+from jxent import robust as robust
 from jxent import selection as selection
 from jxent import testing as testing
 from jxent.binary import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
@@ -71,6 +79,9 @@ __all__ = [
     "kl_divergence",
     "kl_divergence_with_log_targets",
     "information",
+    "imbalance",
+    "robust",
+    "regularization",
     "metrics",
     "selection",
     "testing",

@@ -7,7 +7,7 @@ probability) are checked here when they are concrete; under jit they become NaN 
 
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -756,3 +756,94 @@ def needed(fn: str, package: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise ImportError(f"{fn}: needs {package}: pip install 'jxent[demo]'") from error
+
+
+# --- imbalance, robustness, regularisation
+
+
+def _as_floats(fn: str, name: str, x: ArrayLike) -> Float[Array, "..."]:
+    """Numbers as floats; integers that JAX would narrow become floats first."""
+    if isinstance(x, jax.Array) or not is_integer(x):
+        return number(fn, name, x)
+    return jnp.asarray(np.asarray(x).astype(np.float32))
+
+
+def _class_numbers(
+    fn: str, name: str, x: ArrayLike, bad: Callable[[np.ndarray], np.ndarray], must: str
+) -> Float[Array, "V"]:
+    """One number for each of at least one class; ValueError at the first concrete bad one."""
+    out = _as_floats(fn, name, x)
+    if one_axis(fn, name, x) == (0,):
+        raise ValueError(f"{fn}: `{name}` has no classes, got shape [0]")
+    values = concrete(x)
+    if values is not None and np.any(wrong := bad(values)):
+        at = int(np.argmax(wrong))
+        raise ValueError(f"{fn}: `{name}`[{at}] = {values[at]} {must}")
+    return out
+
+
+def class_counts(fn: str, x: ArrayLike) -> Float[Array, "V"]:
+    """How often each class occurs: finite, and not 0."""
+    return _class_numbers(
+        fn,
+        "counts",
+        x,
+        lambda n: ~((n > 0) & (n < np.inf)),
+        "must be finite and positive: nothing is known of a class that does not occur; "
+        "np.maximum(counts, 1) counts it as seen once",
+    )
+
+
+def class_prior(fn: str, x: ArrayLike, classes: int) -> Float[Array, "V"]:
+    """Counts or probabilities, one a class, finite, not negative and not all 0."""
+    out = _class_numbers(
+        fn, "prior", x, lambda n: ~((n >= 0) & (n < np.inf)), "must be finite and not negative"
+    )
+    if out.shape != (classes,):
+        raise ValueError(
+            f"{fn}: `prior` must have one number a class, shape {[classes]}, got {_came(x)}"
+        )
+    values = concrete(x)
+    if values is not None and not np.any(values):
+        raise ValueError(f"{fn}: `prior` is 0 for every class")
+    return out
+
+
+def possible_prior(fn: str, prior: ArrayLike, tau: ArrayLike) -> None:
+    """ValueError when a class of prior 0 would become certain."""
+    p, t = concrete(prior), concrete(tau)
+    if p is not None and t is not None and t < 0 and np.any(p == 0):
+        at = int(np.argmax(p == 0))
+        raise ValueError(
+            f"{fn}: `prior`[{at}] = 0 with tau = {t} would make that class certain; "
+            "np.maximum(counts, 1) counts it as seen once"
+        )
+
+
+def scalar(fn: str, name: str, x: ArrayLike) -> Float[Array, ""]:
+    """One number, traced or not."""
+    out = weights(fn, name, x, ())
+    assert out is not None
+    return out
+
+
+def row_losses(fn: str, x: ArrayLike) -> Float[Array, "*n"]:
+    """−log p of each row: floats, not negative when concrete."""
+    nonnegative(fn, "row_losses", x)
+    return floats(fn, "row_losses", x)
+
+
+def below_one(fn: str, name: str, x: Any) -> float:
+    """A static number in [0, 1)."""
+    value = _static(fn, name, x)
+    if not 0 <= value < 1:
+        raise ValueError(f"{fn}: `{name}` must be in [0, 1), got {value}")
+    return value
+
+
+def log_of_zero(fn: str, x: Any) -> float:
+    """A static finite number ≤ 0: what stands for log 0."""
+    value = _static(fn, "log_zero", x)
+    if not (value <= 0 and math.isfinite(value)):
+        raise ValueError(f"{fn}: `log_zero` stands for log 0: finite, not positive, got {value}")
+    return value

@@ -19,8 +19,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jxent import metrics, selection
+from jxent import imbalance, metrics, selection
 from jxent._comparison import Comparison
+from jxent._typing import ArrayLike
 from jxent.losses import cross_entropy
 from jxent.scores import Score, score
 
@@ -128,11 +129,6 @@ def load(name: str, *, seed: int) -> Data:
     )
 
 
-def balanced_class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
-    """c_v = N / (V·N_v): every class weighs the same in total."""
-    return (labels.size / (classes * np.bincount(labels, minlength=classes))).astype(np.float32)
-
-
 def _linear_init(key: jax.Array, features: int, classes: int) -> Params:
     return {"W": jnp.zeros((features, classes)), "b": jnp.zeros(classes)}
 
@@ -167,7 +163,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     label_smoothing: float = 0.0,
-    class_weights: np.ndarray | None = None,
+    class_weights: ArrayLike | None = None,
 ) -> Step:
     """The compiled training step: one batch in, better parameters out, in place of the old."""
 
@@ -198,7 +194,7 @@ def train(
     epochs: int,
     seed: int,
     label_smoothing: float = 0.0,
-    class_weights: np.ndarray | None = None,
+    class_weights: ArrayLike | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> tuple[Params, list[Epoch]]:
     """The last parameters and every epoch's figures; the batches depend on `seed` alone."""
@@ -283,7 +279,8 @@ def run(
     """Train and evaluate every model, and compare the two."""
     weights = None
     if config.class_weights == "balanced":
-        weights = balanced_class_weights(data.labels, data.classes)
+        counts = np.bincount(data.labels, minlength=data.classes)
+        weights = imbalance.balanced_class_weights(counts)
     histories, evaluations = {}, {}
     for model in MODELS:
         params, histories[model.name] = train(

@@ -4,7 +4,7 @@ Rows are not reduced, and every transformation of JAX applies: jvp, linearize, j
 as well as grad.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -79,7 +79,7 @@ def softmax_cross_entropy_with_integer_labels(
       Goodfellow, Bengio, Courville, *Deep Learning* (2016), §6.2.2.
     """
     fn = "softmax_cross_entropy_with_integer_labels"
-    z, rows_of = _classes_last(fn, logits, axis)
+    z, rows_of = classes_last(fn, logits, axis)
     y = _check.labels(fn, labels, z.shape[:-1])
     kept, mask = _check.where(fn, rows_of(where), z.shape)
     _check.label_values(fn, labels, z.shape[-1], kept)
@@ -142,12 +142,12 @@ def softmax_cross_entropy(
       Goodfellow, Bengio, Courville, *Deep Learning* (2016), §6.2.2.
     """
     fn = "softmax_cross_entropy"
-    z, rows_of = _classes_last(fn, logits, axis)
+    z, rows_of = classes_last(fn, logits, axis)
     kept, mask = _check.where(fn, rows_of(where), z.shape)
     return _row_losses(
         fn,
         z,
-        _soft_labels(fn, labels, z, rows_of),
+        soft_labels(fn, labels, z, rows_of),
         kept,
         mask,
         _check.weights(fn, "class_weights", class_weights, z.shape[-1:]),
@@ -205,29 +205,32 @@ def softmax_focal_loss(
     """
     fn = "softmax_focal_loss"
     _check.nonnegative(fn, "gamma", gamma)
-    return _of_nll(fn, _focal, gamma, "gamma", logits, labels, axis, where, class_weights)
+    return of_nll(fn, _focal, {"gamma": gamma}, logits, labels, axis, where, class_weights)
 
 
 def poly_loss_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
     *,
-    epsilon: ArrayLike = 2.0,
+    epsilon: ArrayLike | tuple[ArrayLike, ...] = 2.0,
     axis: Axes = -1,
     where: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """Poly-1 loss of each row: cross-entropy and ε times its first term in 1 − p, in nats.
+    """Poly loss of each row: cross-entropy, its first terms in 1 − p weighed anew, in nats.
 
-        loss = Σ_v t_v (nll_v + ε (1 − p_v))
+        loss = Σ_v t_v c_v (nll_v + ε (1 − p_v))                  one ε: Poly-1
+        loss = Σ_v t_v c_v (nll_v + Σ_k ε_k (1 − p_v)^k)          a tuple (ε_1, …, ε_K): Poly-K
 
+    nll is Σ_k (1 − p)^k/k, so ε_k makes the k-th coefficient 1/k + ε_k, and ε_k = −1/k drops it.
     The drop-in for `optax.poly_loss_cross_entropy`; integer labels are accepted too.
 
     Args:
       logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
       labels: distributions or one-hot integers of the logits' shape, one distribution `[V]`, or
         integers `[*n]`.
-      epsilon: ε, a scalar; it may be traced.
-      axis, where: as in `softmax_cross_entropy_with_integer_labels`.
+      epsilon: ε, a scalar, or a tuple of scalars ε_1, ε_2, …; they may be traced, and negative.
+      axis, where, class_weights: as in `softmax_cross_entropy_with_integer_labels`.
 
     Returns:
       `[*n]` in nats, float32 (float64 for float64 logits).
@@ -248,10 +251,13 @@ def poly_loss_cross_entropy(
       Leng et al., *PolyLoss*, arXiv:2204.12511.
     """
     fn = "poly_loss_cross_entropy"
-    return _of_nll(fn, _poly, epsilon, "epsilon", logits, labels, axis, where, None)
+    terms = {"epsilon": epsilon}
+    if isinstance(epsilon, tuple):
+        terms = {f"epsilon[{k}]": e for k, e in enumerate(epsilon)}
+    return of_nll(fn, _poly, terms, logits, labels, axis, where, class_weights)
 
 
-def _classes_last(
+def classes_last(
     fn: str, logits: ArrayLike, axis: Axes
 ) -> tuple[Logits, Callable[[ArrayLike | None], ArrayLike | None]]:
     """Logits as [*n, V], and the same move for whatever else has the logits' shape."""
@@ -273,7 +279,7 @@ def _classes_last(
     return _check.logits(fn, moved(given)), move
 
 
-def _soft_labels(
+def soft_labels(
     fn: str,
     labels: ArrayLike,
     z: Logits,
@@ -323,41 +329,40 @@ def _row_losses(
     return losses(z, t, kept, mask, class_weights)
 
 
-def _of_nll(
+def of_nll(
     fn: str,
-    g: Callable[[Array, Scalar], Array],
-    parameter: ArrayLike,
-    name: str,
+    g: Callable[..., Array],
+    parameters: Mapping[str, ArrayLike],
     logits: ArrayLike,
     labels: ArrayLike,
     axis: Axes,
     where: ArrayLike | None,
     class_weights: ArrayLike | None,
 ) -> PerRow:
-    """c_y g(nll_y) for labels, Σ_v t_v c_v g(nll_v) for distributions."""
-    z, rows_of = _classes_last(fn, logits, axis)
+    """c_y g(nll_y) for labels, Σ_v t_v c_v g(nll_v) for distributions; g(nll, *parameters)."""
+    z, rows_of = classes_last(fn, logits, axis)
     kept, mask = _check.where(fn, rows_of(where), z.shape)
     t: Targets
     if _check.shape_of(labels) == z.shape[:-1] and _check.is_integer(labels):
         t = _check.labels(fn, labels, z.shape[:-1])
         _check.label_values(fn, labels, z.shape[-1], kept)
     else:
-        t = _soft_labels(fn, labels, z, rows_of)
+        t = soft_labels(fn, labels, z, rows_of)
     c = _check.weights(fn, "class_weights", class_weights, z.shape[-1:])
-    scalar = _check.weights(fn, name, parameter, ())
-    return _transformed_rows(fn, g, z, t, kept, mask, c, scalar)
+    scalars = tuple(_check.weights(fn, name, x, ()) for name, x in parameters.items())
+    return _transformed_rows(fn, g, z, t, kept, mask, c, scalars)
 
 
 @partial(jax.jit, static_argnames=("fn", "g"), inline=True)
 def _transformed_rows(
     fn: str,
-    g: Callable[[Array, Scalar], Array],
+    g: Callable[..., Array],
     z: Logits,
     t: Targets,
     kept: RowMask | None,
     mask: ClassMask | None,
     class_weights: ClassWeights | None,
-    parameter: Scalar,
+    parameters: tuple[Scalar, ...],
 ) -> PerRow:
     dtype = _dense.loss_dtype(z.dtype)
     largest = jnp.finfo(dtype).max
@@ -369,13 +374,13 @@ def _transformed_rows(
         kept: RowMask | None,
         mask: ClassMask | None,
         c: ClassWeights | None,
-        parameter: Scalar,
+        parameters: tuple[Scalar, ...],
     ) -> PerRow:
-        parameter = parameter.astype(dtype)
+        parameters = tuple(x.astype(dtype) for x in parameters)
         c = None if c is None else c.astype(dtype)
         if not is_labels(t):
             w, nll = _dense.every_nll(*vary_alike(z, t, c, mask, kept))
-            each = g(nll, parameter)
+            each = g(nll, *parameters)
             # ∂/∂t_v: ∞ is told as the largest number, and an excluded class has none.
             each = jnp.where(w == 0, jnp.clip(each, -largest, largest), each)
             each = scale(w, each)
@@ -384,10 +389,10 @@ def _transformed_rows(
         y = narrow(t, z.shape[-1])
         _check.traced_labels(fn, t, y, kept, z.shape[-1])
         nll = _dense.numbers(_dense.Options(), *vary_alike(z, y, None, mask, kept)).nll
-        out = g(nll, parameter)
+        out = g(nll, *parameters)
         return out if own is None else scale(own, out)
 
-    return losses(z, t, kept, mask, class_weights, parameter)
+    return losses(z, t, kept, mask, class_weights, parameters)
 
 
 @jax.custom_jvp
@@ -411,13 +416,27 @@ def _focal_jvp(primals: tuple[Array, Scalar], tangents: tuple[Array, Scalar]) ->
     # d/dnll = (1−p)^γ (1 + γ nll/expm1(nll)); the ratio is 1 at 0 and 0 at ∞.
     inside = (nll > 0) & jnp.isfinite(nll)
     safe = jnp.where(inside, nll, 1)
-    ratio = jnp.where(inside, safe / jnp.expm1(safe), jnp.where(nll > 0, 0, 1))
+    ratio = jnp.where(inside, _ratio(safe), jnp.where(nll > 0, 0, 1))
     by_nll = _modulation(nll, gamma) * (1 + gamma * ratio)
     by_gamma = _focal(nll, gamma) * jnp.log(-jnp.expm1(-safe))
     by_gamma = jnp.where(inside | jnp.isnan(nll), by_gamma, 0)
     return _focal(nll, gamma), by_nll * nll_dot + by_gamma * gamma_dot
 
 
-def _poly(nll: Array, epsilon: Scalar) -> Array:
-    """nll + ε (1 − p) with 1 − p = −expm1(−nll)."""
-    return nll - epsilon * jnp.expm1(-nll)
+def _ratio(n: Array) -> Array:
+    """n/(e^n − 1): neither e^n nor, differentiated, the square of a small n must be a float."""
+    small = n < 0.1
+    v, w = jnp.where(small, n, 0), jnp.where(small, 1, n)
+    square = v * v
+    # n/(e^n − 1) = Σ B_k n^k/k! in Bernoulli's numbers
+    even = 1 / 30240 - square / 1209600
+    near = 1 - v / 2 + square * (1 / 12 + square * (-1 / 720 + square * even))
+    return jnp.where(small, near, w * jnp.exp(-w) / -jnp.expm1(-w))
+
+
+def _poly(nll: Array, *epsilon: Scalar) -> Array:
+    """nll + Σ_k ε_k u^k with u = 1 − p = −expm1(−nll)."""
+    u, terms = -jnp.expm1(-nll), jnp.zeros_like(nll)
+    for e in reversed(epsilon):
+        terms = u * (e + terms)
+    return nll + terms

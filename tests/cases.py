@@ -40,6 +40,13 @@ LINEAR = {
     for way in ("tokens", "vocab", "reference")
 }
 
+
+def ldam(logits: Any, labels: Any, margins: Any, **options: Any) -> jax.Array:
+    """The margin loss of rows that keep every JAX transform."""
+    rows = jxent.softmax_cross_entropy_with_integer_labels(logits, labels, **options)
+    return jxent.imbalance.ldam(rows, labels, margins)
+
+
 # The oracle of each loss, under the loss's own argument names.
 ORACLES: dict[Callable[..., jax.Array], Callable[..., oracle.Loss]] = {
     jxent.cross_entropy: oracle.cross_entropy,
@@ -51,6 +58,10 @@ ORACLES: dict[Callable[..., jax.Array], Callable[..., oracle.Loss]] = {
     jxent.kl_divergence_with_log_targets: oracle.kl_divergence_with_log_targets,
     jxent.sigmoid_binary_cross_entropy: oracle.sigmoid_binary_cross_entropy,
     jxent.sigmoid_focal_loss: oracle.sigmoid_focal_loss,
+    jxent.robust.generalized_cross_entropy: oracle.generalized_cross_entropy,
+    jxent.robust.symmetric_cross_entropy: oracle.symmetric_cross_entropy,
+    jxent.robust.asymmetric_loss: oracle.asymmetric_loss,
+    ldam: oracle.ldam,
     **dict.fromkeys(LINEAR.values(), oracle.linear_cross_entropy),
 }
 
@@ -161,6 +172,29 @@ ROW_LOSSES: dict[str, Case] = {
         jxent.poly_loss_cross_entropy,
         dict(logits=LOGITS, labels=SOFT, epsilon=-0.5, where=ROWS_KEPT),
     ),
+    "poly, labels": Case(
+        jxent.poly_loss_cross_entropy,
+        dict(logits=LOGITS, labels=LABELS, epsilon=(2.0, -0.5), class_weights=C),
+    ),
+    "generalized": Case(
+        jxent.robust.generalized_cross_entropy,
+        dict(logits=LOGITS, labels=LABELS, q=0.7, class_weights=C, where=ROWS_KEPT),
+    ),
+    "generalized, distributions": Case(
+        jxent.robust.generalized_cross_entropy,
+        dict(logits=LOGITS, labels=SOFT_KEPT, q=np.array(0.3), where=CLASSES_KEPT),
+    ),
+    "symmetric": Case(
+        jxent.robust.symmetric_cross_entropy,
+        dict(
+            logits=LOGITS, labels=LABELS, alpha=np.array(0.3), beta=np.array(0.7), where=ROWS_KEPT
+        ),
+    ),
+    "symmetric, distributions": Case(
+        jxent.robust.symmetric_cross_entropy,
+        dict(logits=LOGITS, labels=SOFT_KEPT, log_zero=-2.0, where=CLASSES_KEPT),
+    ),
+    "ldam": Case(ldam, dict(logits=LOGITS, labels=LABELS, margins=C + 0.1, where=ROWS_KEPT)),
     "kl": Case(jxent.kl_divergence, dict(log_predictions=LOGITS - 3, targets=SOFT + 0.5)),
     "kl, log targets": Case(
         jxent.kl_divergence_with_log_targets,
@@ -172,6 +206,10 @@ ROW_LOSSES: dict[str, Case] = {
     ),
     "sigmoid focal": Case(
         jxent.sigmoid_focal_loss, dict(logits=LOGITS, labels=BINARY, alpha=0.25, gamma=1.5)
+    ),
+    "asymmetric": Case(
+        jxent.robust.asymmetric_loss,
+        dict(logits=LOGITS, labels=BINARY, gamma_pos=0.5, gamma_neg=2.0),
     ),
 }
 

@@ -196,6 +196,7 @@ class Loss:
     oracle: Callable[[Any, Any], oracle.Loss]
     by: str = "logits"
     summed: bool = False  # fn gives the sum of the rows
+    soft_too: bool = False  # fn takes distributions as well as labels
 
     @property
     def labelled(self) -> bool:
@@ -232,16 +233,52 @@ _training = partial(jxent.cross_entropy, reduction="none")
 _label, _soft = jxent.softmax_cross_entropy_with_integer_labels, jxent.softmax_cross_entropy
 _softmax, _focal, _kl = oracle.softmax_cross_entropy, oracle.softmax_focal_loss, "log_predictions"
 
+# α = 1, since α·nll is ∞ where nll is.
+_symmetric = partial(jxent.robust.symmetric_cross_entropy, alpha=1.0, beta=0.5)
+_symmetric_oracle = partial(oracle.symmetric_cross_entropy, alpha=1.0, beta=0.5)
+
+# A margin for every class, however many there are.
+MARGIN = 0.4
+
+
+def _ldam(logits: Any, labels: Any, **more: Any) -> Any:
+    margins = jnp.full(np.shape(logits)[-1], MARGIN, np.promote_types(logits.dtype, np.float32))
+    return jxent.imbalance.ldam(_label(logits, labels, **more), labels, margins)
+
+
 LOSSES: dict[str, Loss] = {
     "cross_entropy, labels": Loss(_training, label_rows, _ce),
     "cross_entropy, distributions": Loss(_training, soft_rows, _ce),
     "softmax_cross_entropy_with_integer_labels": Loss(_label, label_rows, _softmax),
     "softmax_cross_entropy": Loss(_soft, soft_rows, _softmax),
-    "softmax_focal_loss, labels": Loss(jxent.softmax_focal_loss, label_rows, _focal),
+    "softmax_focal_loss, labels": Loss(jxent.softmax_focal_loss, label_rows, _focal, soft_too=True),
     "softmax_focal_loss, distributions": Loss(jxent.softmax_focal_loss, soft_rows, _focal),
     "poly_loss_cross_entropy": Loss(
         jxent.poly_loss_cross_entropy, soft_rows, oracle.poly_loss_cross_entropy
     ),
+    "poly_loss_cross_entropy, labels": Loss(
+        partial(jxent.poly_loss_cross_entropy, epsilon=(-1.0, 2.0)),
+        label_rows,
+        partial(oracle.poly_loss_cross_entropy, epsilon=(-1.0, 2.0)),
+        soft_too=True,
+    ),
+    "generalized_cross_entropy, labels": Loss(
+        jxent.robust.generalized_cross_entropy,
+        label_rows,
+        oracle.generalized_cross_entropy,
+        soft_too=True,
+    ),
+    "generalized_cross_entropy, distributions": Loss(
+        jxent.robust.generalized_cross_entropy, soft_rows, oracle.generalized_cross_entropy
+    ),
+    "symmetric_cross_entropy, labels": Loss(
+        _symmetric,
+        label_rows,
+        _symmetric_oracle,
+        soft_too=True,
+    ),
+    "symmetric_cross_entropy, distributions": Loss(_symmetric, soft_rows, _symmetric_oracle),
+    "ldam": Loss(_ldam, label_rows, partial(oracle.ldam, margins=MARGIN)),
     "kl_divergence": Loss(jxent.kl_divergence, divergence_rows, oracle.kl_divergence, _kl),
     "kl_divergence_with_log_targets": Loss(
         jxent.kl_divergence_with_log_targets,
@@ -253,6 +290,12 @@ LOSSES: dict[str, Loss] = {
         jxent.sigmoid_binary_cross_entropy, binary_rows, oracle.sigmoid_binary_cross_entropy
     ),
     "sigmoid_focal_loss": Loss(jxent.sigmoid_focal_loss, binary_rows, oracle.sigmoid_focal_loss),
+    "asymmetric_loss": Loss(jxent.robust.asymmetric_loss, binary_rows, oracle.asymmetric_loss),
+    "asymmetric_loss without a margin": Loss(
+        partial(jxent.robust.asymmetric_loss, gamma_pos=0.5, clip=0.0),
+        binary_rows,
+        partial(oracle.asymmetric_loss, gamma_pos=0.5, clip=0.0),
+    ),
     "linear_cross_entropy, tokens": Loss(_tokens, hidden_rows, _ce, summed=True),
     "linear_cross_entropy, vocab": Loss(_linear, hidden_rows, _ce),
     "linear_cross_entropy, reference": Loss(_reference, hidden_rows, _ce),

@@ -13,7 +13,7 @@ and for each of them the sum of its absolute terms: what an error is measured ag
 cancel.  0·∞ is 0 throughout.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -381,44 +381,184 @@ def softmax_focal_loss(
     return _over_axis(rows, axis, logits, targets, where)
 
 
+def _of_nll(
+    logits: Any,
+    labels: Any,
+    phi: Callable[[Array], Array],
+    slope: Callable[[Array], Array],
+    by: dict[str, Callable[[Array], Array]],
+    *,
+    bound: tuple[Callable[[Array], Array], Callable[[Array], Array]] | None = None,
+    axis: Axis = -1,
+    where: Any = None,
+    class_weights: Any = None,
+    cotangent: Any = 1.0,
+) -> Loss:
+    """Σ_v c_v t_v φ(nll_v), with φ' and its derivatives `by` parameters; `bound`: of φ, φ' for
+    terms that cancel.  ∂nll_v/∂z = p − e_v.
+    """
+    phi_bound, slope_bound = bound or (phi, slope)
+
+    def rows(logits: Any, targets: Any, where: Any) -> Loss:
+        V = np.shape(logits)[-1]
+        kept, mask = _rows_only(where, np.shape(logits))
+        r = _kept_row(logits, kept, mask)
+        hard = is_labels(logits, targets)
+        t = (np.arange(V) == np.asarray(targets)[..., None]).astype(np.float64)
+        t = t if hard else _f64(targets)
+        bad = np.any((t != 0) & ~mask, -1) | (t.sum(-1) == 0) & hard
+        nan = np.where(bad & kept, np.nan, 0.0)
+        C = np.ones(V) if class_weights is None else _f64(class_weights)
+        t = np.where(mask & kept[..., None], t, 0.0)
+        n, full = np.where(t == 0, 1.0, r.nll), np.where(mask, r.nll, 0.0)
+        g = np.broadcast_to(_f64(cotangent), nan.shape)[..., None]
+        q, size = times(C * t, slope(n)), times(np.abs(C * t), slope_bound(n))
+        dz = times(q, r.p_minus_1) + times(q.sum(-1, keepdims=True) - q, r.p) + nan[..., None]
+        dz_scale = times(size, 1 - r.p) + times(size.sum(-1, keepdims=True) - size, r.p)
+        counts = kept[..., None] & mask
+        gradient = {
+            "logits": times(g, dz),
+            "labels": times(g * counts, times(C, phi(full))),
+            "class_weights": times(g, times(t, phi(n))).sum(tuple(range(nan.ndim))),
+        }
+        scale = {
+            "value": times(np.abs(C * t), phi_bound(n)).sum(-1),
+            "logits": times(np.abs(g), dz_scale if hard else dz_scale + size),
+            "labels": times(np.abs(g) * counts, times(np.abs(C), phi_bound(full))),
+            "class_weights": times(np.abs(g), times(t, phi_bound(n))).sum(tuple(range(nan.ndim))),
+        }
+        for name, derivative in by.items():
+            terms = times(C * t, derivative(n))
+            gradient[name] = times(g, terms).sum()
+            scale[name] = times(np.abs(g), np.abs(terms)).sum()
+        return Loss(times(C * t, phi(n)).sum(-1) + nan, gradient, scale)
+
+    return _over_axis(rows, axis, logits, labels, where)
+
+
 def poly_loss_cross_entropy(
+    logits: Any, labels: Any, *, epsilon: Any = 2.0, **options: Any
+) -> Loss:
+    """Σ_v c_v t_v (nll_v + Σ_k ε_k u_v^k), u = 1 − p (Leng et al., 2022)."""
+    eps = [float(e) for e in (epsilon if isinstance(epsilon, tuple) else (epsilon,))]
+
+    def phi(eps: Sequence[float], n: Array) -> Array:
+        return n + sum(e * (-np.expm1(-n)) ** k for k, e in enumerate(eps, 1))
+
+    def slope(eps: Sequence[float], n: Array) -> Array:
+        u, p = -np.expm1(-n), np.exp(-n)
+        return 1 + sum(k * e * u ** (k - 1) * p for k, e in enumerate(eps, 1))
+
+    size = np.abs(eps)
+    return _of_nll(
+        logits,
+        labels,
+        lambda n: phi(eps, n),
+        lambda n: slope(eps, n),
+        {"epsilon": lambda n: -np.expm1(-n)},
+        bound=(lambda n: phi(size, n), lambda n: slope(size, n)),
+        **options,
+    )
+
+
+def generalized_cross_entropy(logits: Any, labels: Any, *, q: Any = 0.7, **options: Any) -> Loss:
+    """Σ_v c_v t_v (1 − p_v^q)/q; for q = 0 cross-entropy (Zhang and Sabuncu, 2018)."""
+    q = float(q)
+
+    def by_q(n: Array) -> Array:
+        with np.errstate(invalid="ignore"):
+            return (times(np.exp(-q * n), n) + np.expm1(-q * n) / q) / q
+
+    return _of_nll(
+        logits,
+        labels,
+        lambda n: -np.expm1(-q * n) / q if q else n,
+        lambda n: np.exp(-q * n) if q else np.ones_like(n),
+        {"q": by_q} if q else {},
+        **options,
+    )
+
+
+def symmetric_cross_entropy(
     logits: Any,
     labels: Any,
     *,
-    epsilon: Any = 2.0,
+    alpha: Any = 0.1,
+    beta: Any = 1.0,
+    log_zero: float = -4.0,
     axis: Axis = -1,
     where: Any = None,
     cotangent: Any = 1.0,
 ) -> Loss:
-    """Σ_v t_v (nll_v + ε (1 − p_v)); ∂p_v/∂z_j = p_v (δ_vj − p_j) (Leng et al., 2022)."""
+    """α Σ t_v nll_v + β Σ p_v s_v, s_v = −max(log t_v, A) (Wang et al., 2019); labels one-hot."""
+    a, b = float(alpha), float(beta)
 
     def rows(logits: Any, targets: Any, where: Any) -> Loss:
+        V = np.shape(logits)[-1]
         kept, mask = _rows_only(where, np.shape(logits))
         r = _kept_row(logits, kept, mask)
-        t = np.where(kept[..., None], _f64(targets), 0.0)
-        nan = np.where(np.any((t != 0) & ~mask, -1), np.nan, 0.0)
-        t = np.where(mask, t, 0.0)
-        eps = float(epsilon)
-        value = times(t, r.nll - eps * r.p_minus_1).sum(-1) + nan
-        mass = t.sum(-1, keepdims=True)
-        g = np.broadcast_to(_f64(cotangent), value.shape)[..., None]
-        tp = times(t, r.p)
-        dz = times(t, r.p_minus_1) + times(mass - t, r.p)
-        dz = dz - eps * (tp - tp.sum(-1, keepdims=True) * r.p) + nan[..., None]
-        scale = times(mass, r.p) + t + np.abs(eps) * (tp + tp.sum(-1, keepdims=True) * r.p)
+        hard = is_labels(logits, targets)
+        t = (np.arange(V) == np.asarray(targets)[..., None]).astype(np.float64)
+        t = t if hard else _f64(targets)
+        one = cross_entropy(logits, t, where=where, reduction="none")
+        bad = np.where(kept & hard & (t.sum(-1) == 0), np.nan, 0.0)
+        counts = kept[..., None] & mask
+        t = np.where(counts, t, 0.0)
+        with np.errstate(divide="ignore"):
+            s = -np.maximum(np.log(t), log_zero)
+        p = np.where(counts, r.p, 0.0)
+        other = (p * s).sum(-1)
+        g = np.broadcast_to(_f64(cotangent), other.shape)[..., None]
+        known = t > np.exp(log_zero)
+        back = times(p, s - other[..., None])
+        if hard:  # −|A| p_v (e_y − p_y), where nothing cancels
+            y = (t > 0) & counts
+            p_y = (p * y).sum(-1, keepdims=True)
+            back = log_zero * np.where(y, -times(p, r.p_minus_1), -p * p_y)
+        fall = np.where(known, -p / np.where(known, t, 1), 0.0)
         gradient = {
-            "logits": times(g, dz),
-            "labels": times(g * (mask & kept[..., None]), r.nll - eps * r.p_minus_1),
-            "epsilon": times(g, -times(t, r.p_minus_1)).sum(),
+            "logits": times(g, a * one.gradient["logits"] + b * back) + bad[..., None],
+            "labels": times(g * counts, a * one.gradient["targets"] + b * fall),
+            "alpha": times(g[..., 0], one.value).sum(),
+            "beta": times(g[..., 0], other).sum(),
         }
-        scales = {
-            "value": times(t, r.nll - np.abs(eps) * r.p_minus_1).sum(-1),
-            "logits": times(np.abs(g), scale),
-            "labels": times(np.abs(g), np.where(mask, r.nll - np.abs(eps) * r.p_minus_1, 0)),
+        spread = p * (np.abs(s) + (p * np.abs(s)).sum(-1, keepdims=True))
+        if hard:
+            spread = np.abs(back)
+        scale = {
+            "value": a * one.scale["value"] + b * (p * np.abs(s)).sum(-1),
+            "logits": times(np.abs(g), a * one.scale["logits"] + b * spread),
+            "labels": times(np.abs(g), a * one.scale["targets"] + b * np.abs(fall)),
+            "alpha": times(np.abs(g[..., 0]), one.value).sum(),
+            "beta": times(np.abs(g[..., 0]), (p * np.abs(s)).sum(-1)).sum(),
         }
-        return Loss(value, gradient, scales)
+        return Loss(times(a, one.value) + b * other + bad, gradient, scale)
 
     return _over_axis(rows, axis, logits, labels, where)
+
+
+def ldam(
+    logits: Any, labels: Any, margins: Any, *, where: Any = None, cotangent: Any = 1.0
+) -> Loss:
+    """Cross-entropy of logits of which each label's is Δ_y less (Cao et al., 2019)."""
+    one_hot = np.arange(np.shape(logits)[-1]) == np.asarray(labels)[..., None]
+    z = _f64(logits)
+    m = z.max(-1, keepdims=True)
+    z = z - np.where(np.isfinite(m), m, 0)  # first, or a margin is lost in 3e38
+    out = cross_entropy(
+        z - np.where(one_hot, _f64(margins), 0),
+        labels,
+        where=where,
+        reduction="none",
+        cotangent=cotangent,
+    )
+    rows = tuple(range(np.ndim(labels)))
+    dz, size = out.gradient["logits"], out.scale["logits"]
+    return Loss(
+        out.value,
+        {"logits": dz, "margins": -times(one_hot, dz).sum(rows)},
+        {"value": out.scale["value"], "logits": size, "margins": times(one_hot, size).sum(rows)},
+    )
 
 
 def kl_divergence(
@@ -580,6 +720,45 @@ def sigmoid_focal_loss(
         * (power * ((1 - y) * p + y * q) + times(times(np.abs(du_dx), ce), slope)),
     }
     return Loss(value, gradient, scale)
+
+
+def asymmetric_loss(
+    logits: Any,
+    labels: Any,
+    *,
+    gamma_pos: Any = 0.0,
+    gamma_neg: Any = 4.0,
+    clip: float = 0.05,
+    cotangent: Any = 1.0,
+) -> Loss:
+    """−y (1−p)^γ₊ log p − (1−y) u^γ₋ log(1−u), u = max(p − m, 0) (Ridnik et al., 2020)."""
+    x, labels = _f64(logits), _f64(labels)
+    y = np.broadcast_to(labels, x.shape)
+    pos, neg = _f64(gamma_pos), _f64(gamma_neg)
+    p, q = _sigmoid(x), _sigmoid(-x)
+    g = np.broadcast_to(_f64(cotangent), x.shape)
+    u = np.maximum(p - clip, 0.0)
+    rest = np.where(u > 0, q + clip, 1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        surprise = np.where(rest > 0.5, -np.log1p(-u), -np.log(rest)) if clip else _softplus(x)
+        yes, no = times(q**pos, _softplus(-x)), times(u**neg, surprise)
+        dyes = -times(q**pos, q) - times(pos, times(q**pos * p, _softplus(-x)))
+        inside = np.where(u > 0, p * q, 0.0)
+        dno = times(neg, times(inside, times(np.where(u > 0, u, 1) ** (neg - 1), surprise)))
+        dno = dno + u**neg * (inside / rest if clip else p)
+        dpos, dneg = times(yes, np.log(q)), times(no, np.where(u > 0, np.log(u), 0))
+    gradient = {
+        "logits": g * (times(y, dyes) + times(1 - y, dno)),
+        "labels": _total(g * (yes - no), labels.shape),
+        "gamma_pos": _total(g * times(y, dpos), pos.shape),
+        "gamma_neg": _total(g * times(1 - y, dneg), neg.shape),
+    }
+    scale = {
+        "value": times(y, yes) + times(1 - y, no),
+        "logits": np.abs(g) * (times(y, -dyes) + times(1 - y, dno)),
+        "labels": _total(np.abs(g) * (yes + no), labels.shape),
+    }
+    return Loss(times(y, yes) + times(1 - y, no), gradient, scale)
 
 
 def linear_cross_entropy(

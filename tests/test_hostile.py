@@ -334,7 +334,7 @@ WRONG_LABELS = {
 @pytest.mark.parametrize("wrong", WRONG_LABELS)
 def test_wrong_labels_raise(loss, wrong, unhooked):
     labels, error, words = WRONG_LABELS[wrong]
-    if loss.fn is jxent.softmax_focal_loss:  # which takes distributions too
+    if loss.soft_too:
         error, words = (TypeError, ValueError), "must have the logits' shape"
     with pytest.raises(error, match=rf"`labels` .*{words}"):
         loss.fn(jnp.zeros((4, 5)), labels)

@@ -27,9 +27,11 @@ LAYERS = [
     ["_linear", "_linear.cut", "_linear.head"],
     ["_linear.reference", "_linear.tokens", "_linear.vocab"],
     ["losses", "linear", "softmax", "binary", "divergence", "testing"],  # what people call
+    ["imbalance", "robust"],
     ["_figures", "_comparison", "_calibration", "_temperature"],  # what is measured, shown
     ["_classification"],
     ["information", "metrics", "selection"],
+    ["regularization"],
     ["gradcheck", "bench", "bench_linear", "demo", "predictions", "scores"],  # programs
     ["report", "cli", "__main__"],
 ]

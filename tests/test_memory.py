@@ -47,6 +47,21 @@ LOSSES: dict[str, tuple[Any, str, bool, tuple[str, ...]]] = {
     "focal, labels": (jxent.softmax_focal_loss, "labels", True, NO_TERMS),
     "focal, distributions": (jxent.softmax_focal_loss, "labels", False, NO_TERMS),
     "poly": (jxent.poly_loss_cross_entropy, "labels", False, NO_TERMS[:3]),
+    "poly, labels": (jxent.poly_loss_cross_entropy, "labels", True, NO_TERMS),
+    "generalized, labels": (jxent.robust.generalized_cross_entropy, "labels", True, NO_TERMS),
+    "generalized, distributions": (
+        jxent.robust.generalized_cross_entropy,
+        "labels",
+        False,
+        NO_TERMS,
+    ),
+    "symmetric, labels": (jxent.robust.symmetric_cross_entropy, "labels", True, NO_TERMS[:3]),
+    "symmetric, distributions": (
+        jxent.robust.symmetric_cross_entropy,
+        "labels",
+        False,
+        NO_TERMS[:3],
+    ),
 }
 SAVING = [(loss, options) for loss, (*_, which) in LOSSES.items() for options in which]
 

@@ -151,6 +151,32 @@ ROW_LOSSES: dict[str, tuple[Callable[..., oracle.Loss], dict[str, Any], tuple[in
         dict(logits=LOGITS, labels=SOFT, axis=(0, 2), where=np.ones_like(CLASS_MASK)),
         ROWS[1:],
     ),
+    "poly, labels": (
+        oracle.poly_loss_cross_entropy,
+        dict(logits=LOGITS, labels=LABELS, epsilon=(-0.7, 2.0), class_weights=C, where=ROW_MASK),
+        ROWS,
+    ),
+    "generalized, labels": (
+        oracle.generalized_cross_entropy,
+        dict(logits=LOGITS, labels=LABELS, q=np.array(0.7), class_weights=C),
+        ROWS,
+    ),
+    "generalized, distributions": (
+        oracle.generalized_cross_entropy,
+        dict(logits=LOGITS, labels=SOFT, q=np.array(0.3), where=ROW_MASK),
+        ROWS,
+    ),
+    "symmetric, labels": (
+        oracle.symmetric_cross_entropy,
+        dict(logits=LOGITS, labels=LABELS, alpha=np.array(0.3), beta=np.array(0.7)),
+        ROWS,
+    ),
+    "symmetric, distributions": (
+        oracle.symmetric_cross_entropy,
+        dict(logits=LOGITS, labels=SOFT + 0.02, log_zero=-2.0, where=ROW_MASK),
+        ROWS,
+    ),
+    "ldam": (oracle.ldam, dict(logits=LOGITS, labels=LABELS, margins=C), ROWS),
     "kl": (oracle.kl_divergence, dict(log_predictions=LOG_P, targets=SOFT + 0.01), ROWS),
     "kl, log targets": (
         oracle.kl_divergence_with_log_targets,
@@ -162,6 +188,12 @@ ROW_LOSSES: dict[str, tuple[Callable[..., oracle.Loss], dict[str, Any], tuple[in
         dict(**BINARY, pos_weight=C, label_smoothing=0.1),
         (*ROWS, V),
     ),
+    "asymmetric": (
+        oracle.asymmetric_loss,
+        dict(**BINARY, gamma_pos=np.array(0.5), gamma_neg=np.array(3.0)),
+        (*ROWS, V),
+    ),
+    "asymmetric without a margin": (oracle.asymmetric_loss, dict(**BINARY, clip=0.0), (*ROWS, V)),
     "sigmoid focal": (
         oracle.sigmoid_focal_loss,
         dict(**BINARY, alpha=np.array(0.25), gamma=np.array(1.5)),

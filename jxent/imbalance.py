@@ -1,0 +1,319 @@
+"""Some classes are rare: weights, shifted logits and margins from how often each occurs.
+
+For N_v rows of class v among N = Σ_v N_v of V classes, π_v = N_v/N:
+
+    balanced            c_v = N/(V N_v)                             every class weighs the same
+    effective number    c_v ∝ (1 − β)/(1 − β^N_v),  Σ_v c_v = V     β = 0: 1,  β → 1: ∝ balanced
+    logit adjustment    z_v + τ log π_v                             trained with, predicted without
+    label margin        Δ_v ∝ N_v^(−1/4)                            z_y − Δ_y in place of z_y
+
+Weights go in as `class_weights`.  An adjustment is a change of the last layer's bias, so a linear
+head needs no logits for it.  A margin needs nothing but the row's loss nll = −log p_y:
+
+    p_y/(1 − p_y) loses e^−Δ        nll → log(1 + e^Δ (e^nll − 1)) = nll + Δ + log r
+                                    r = e^(−nll−Δ) + (1 − e^−nll) in (0, 1]
+    ∂/∂nll = 1/r        ∂/∂Δ = (1 − e^−nll)/r
+
+What is computed of r has only terms ≥ 0, so neither slope cancels or overflows.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jxent import _check
+from jxent._compat import vary_alike
+from jxent._typing import ArrayLike, ClassWeights, Labels, PerRow
+from jxent._weights import class_weight, narrow
+
+__all__ = [
+    "balanced_class_weights",
+    "effective_number_weights",
+    "logit_adjustment",
+    "ldam_margins",
+    "ldam",
+]
+
+
+def balanced_class_weights(counts: ArrayLike) -> jax.Array:
+    """c_v = N/(V N_v): every class weighs the same in total, and the average row weighs 1.
+
+    Args:
+      counts: N_v `[V]`, how many rows there are of each class, integers or floats; for example
+        `jnp.bincount(labels, length=V)`.
+
+    Returns:
+      `[V]` in float32 (float64 for float64 counts), for `class_weights=`. NaN, when traced, for a
+      class whose count is not positive.
+
+    Raises:
+      ValueError: a concrete count that is not positive and finite; counts not of one axis.
+      TypeError: not numbers.
+
+    Saved for the backward pass: the argument.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> with jnp.printoptions(precision=4, suppress=True): print(
+      ...     jxent.imbalance.balanced_class_weights(jnp.array([90, 9, 1]))
+      ... )
+      [ 0.3704  3.7037 33.3333]
+
+    Source:
+      King and Zeng, Logistic Regression in Rare Events Data, 2001; scikit-learn's
+      `compute_class_weight("balanced")`.
+    """
+    n = _counted(_check.class_counts("balanced_class_weights", counts))
+    return jnp.sum(_or(0.0, n)) / n / n.size
+
+
+def effective_number_weights(counts: ArrayLike, beta: float) -> jax.Array:
+    """c_v ∝ 1/E_v, E_v = (1 − β^N_v)/(1 − β), Σ_v c_v = V: more of the same counts less and less.
+
+    E_v is the effective number of rows: 1 for β = 0, so that every weight is 1, and N_v for
+    β → 1, inverse frequency. 1 − β^N is −expm1(N log β), and log β is taken in Python's floats,
+    so that β = 1 − 1e-7 keeps the digits that it would not have as a float32.
+
+    Args:
+      counts: N_v `[V]`, how many rows there are of each class.
+      beta: β in [0, 1], a static number; 0.9, 0.99, 0.999 and 0.9999 are those of the paper.
+
+    Returns:
+      `[V]` in float32 (float64 for float64 counts), for `class_weights=`. NaN, when traced, for a
+      class whose count is not positive.
+
+    Raises:
+      ValueError: a concrete count that is not positive and finite; counts not of one axis; β
+        outside [0, 1].
+      TypeError: counts that are not numbers; a traced β.
+
+    Saved for the backward pass: the argument.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> counts = jnp.array([5000, 500, 50])
+      >>> with jnp.printoptions(precision=4, suppress=True): print(
+      ...     jxent.imbalance.effective_number_weights(counts, 0.999)
+      ... )
+      [0.1256 0.317  2.5574]
+
+    Source:
+      Cui, Jia, Lin, Song and Belongie, Class-Balanced Loss Based on Effective Number of Samples,
+      arXiv:1901.05555, equation 3.
+    """
+    fn = "effective_number_weights"
+    n = _counted(_check.class_counts(fn, counts))
+    beta = _check.fraction(fn, "beta", beta)
+    log_beta = math.log(beta) if beta else -math.inf
+    each = 1 / (n if beta == 1 else -jnp.expm1(n * log_beta))
+    return each / jnp.mean(_or(0.0, each))
+
+
+def logit_adjustment(logits: ArrayLike, prior: ArrayLike, tau: ArrayLike = 1.0) -> jax.Array:
+    """z_v + τ log π_v: what to train on, so that the logits themselves favour no frequent class.
+
+    τ = 1 is the balanced softmax, Bayes-consistent for the balanced error. Predict with the logits
+    as they are. A model trained without can be adjusted afterwards, by τ = −1.
+
+    The last layer's bias is a row of logits, and adjusting it adjusts every row. So nothing of size
+    N·V need be touched, and `linear_cross_entropy` takes it as it is:
+
+        linear_cross_entropy(hidden, head, labels, bias=logit_adjustment(bias, prior))
+
+    with jnp.zeros(V) for the bias of a head that has none.
+
+    Args:
+      logits: z `[*n, V]`, or a bias `[V]`, floating point.
+      prior: π `[V]`, counts or probabilities: they are divided by their sum. A class of prior 0
+        gets −∞: it is impossible, and a row that has it as its label costs ∞.
+        np.maximum(counts, 1) counts it as seen once.
+      tau: τ, a scalar; it may be traced. With τ = 0 nothing is adjusted.
+
+    Returns:
+      The shape of the logits, float32 for half precision (which has no digits for the sum), else
+      their dtype. NaN, when traced, for a class whose prior is negative or NaN, or is 0 with τ < 0.
+
+    Raises:
+      ValueError: a prior of another shape; a concrete prior that is negative, not finite or 0
+        everywhere, or 0 somewhere with a concrete τ < 0.
+      TypeError: logits that are not floating point; a prior or τ that is not numbers.
+
+    Saved for the backward pass: the prior and τ.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jxent
+      >>> hidden = jax.random.normal(jax.random.key(0), (6, 4))
+      >>> head = jax.random.normal(jax.random.key(1), (4, 3))
+      >>> labels, counts = jnp.array([0, 0, 0, 1, 0, 2]), jnp.array([4, 1, 1])
+      >>> adjusted = jxent.imbalance.logit_adjustment(hidden @ head, counts)
+      >>> bias = jxent.imbalance.logit_adjustment(jnp.zeros(3), counts)
+      >>> loss = jxent.linear_cross_entropy(hidden, head, labels, bias=bias)
+      >>> bool(jnp.allclose(loss, jxent.cross_entropy(adjusted, labels)))
+      True
+
+    Source:
+      Menon et al., Long-Tail Learning via Logit Adjustment, arXiv:2007.07314, equation 10; Ren et
+      al., Balanced Meta-Softmax for Long-Tailed Visual Recognition, arXiv:2007.10740.
+    """
+    fn = "logit_adjustment"
+    z = _check.logits(fn, logits)
+    pi = _check.class_prior(fn, prior, z.shape[-1])
+    t = _check.scalar(fn, "tau", tau)
+    _check.possible_prior(fn, prior, tau)
+    return _logit_adjustment(z, pi, t)
+
+
+def ldam_margins(counts: ArrayLike, max_margin: float = 0.5) -> jax.Array:
+    """Δ_v = C N_v^(−1/4) with the largest, that of the rarest class, max_margin.
+
+    The margins that a bound on the balanced error asks for: the fewer rows, the further from the
+    boundary they should lie. They go to `ldam`.
+
+    Args:
+      counts: N_v `[V]`, how many rows there are of each class.
+      max_margin: the margin of the rarest class, static, in units of the logits.
+
+    Returns:
+      `[V]` in float32 (float64 for float64 counts). NaN, when traced, for a class whose count is
+      not positive.
+
+    Raises:
+      ValueError: a concrete count that is not positive and finite; counts not of one axis;
+        max_margin negative.
+      TypeError: counts that are not numbers; a traced max_margin.
+
+    Saved for the backward pass: the argument.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> with jnp.printoptions(precision=4, suppress=True): print(
+      ...     jxent.imbalance.ldam_margins(jnp.array([16, 1, 81]))
+      ... )
+      [0.25   0.5    0.1667]
+
+    Source:
+      Cao, Wei, Gaidon, Arechiga and Ma, Learning Imbalanced Datasets with Label-Distribution-Aware
+      Margin Loss, arXiv:1906.07413, equation 13.
+    """
+    fn = "ldam_margins"
+    n = _counted(_check.class_counts(fn, counts))
+    largest = _check.not_negative(fn, "max_margin", max_margin)
+    return largest * (jnp.min(_or(jnp.inf, n)) / n) ** 0.25
+
+
+def ldam(row_losses: ArrayLike, labels: ArrayLike, margins: ArrayLike) -> jax.Array:
+    """The row losses, had each label's logit been Δ_y less: −log(e^(z_y−Δ_y)/(e^(z_y−Δ_y) + …)).
+
+        loss = log(1 + e^Δ (e^nll − 1)) = nll + Δ + log r        r = e^(−nll−Δ) + (1 − e^−nll)
+        ∂/∂nll = 1/r        ∂/∂Δ = (1 − e^−nll)/r
+
+    It needs no logits, only what `cross_entropy` or `linear_cross_entropy` gives for each row
+    with reduction="none", without class weights, smoothing or z-loss: weigh the result. Like them
+    it keeps the digits of confident rows. For the paper's scale s give logits and margins s times
+    as large.
+
+    Args:
+      row_losses: nll `[*n]` in nats, −log p_y of each row.
+      labels: integers `[*n]` in [0, V).
+      margins: Δ `[V]`, not negative, from `ldam_margins`.
+
+    Returns:
+      `[*n]` in nats, float32 (float64 for float64 losses): ∞ where nll is, with slope 1. A loss of
+      exactly 0 stays 0: that is a dropped row, and its label may be anything. NaN, when traced,
+      for a negative loss or margin, or a label outside [0, V).
+
+    Raises:
+      ValueError: shapes that do not match; a concrete label outside [0, V) in a row that was not
+        dropped; a concrete negative loss or margin.
+      TypeError: losses that are not floating point, labels that are not integers, margins that are
+        not numbers.
+
+    Saved for the backward pass: the arguments.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> logits, labels = jnp.array([[2.0, 1.0, 0.0], [0.0, 3.0, 0.5]]), jnp.array([0, 1])
+      >>> margins = jxent.imbalance.ldam_margins(jnp.array([100, 10, 1]))
+      >>> rows = jxent.cross_entropy(logits, labels, reduction="none")
+      >>> with jnp.printoptions(precision=4, suppress=True): print(
+      ...     jxent.imbalance.ldam(rows, labels, margins)
+      ... )
+      [0.4634 0.161 ]
+
+    Source:
+      Cao, Wei, Gaidon, Arechiga and Ma, Learning Imbalanced Datasets with Label-Distribution-Aware
+      Margin Loss, arXiv:1906.07413, equation 12.
+    """
+    fn = "ldam"
+    nll = _check.row_losses(fn, row_losses)
+    y = _check.labels(fn, labels, nll.shape)
+    delta = _check.weights(fn, "margins", margins, _check.one_axis(fn, "margins", margins))
+    assert delta is not None
+    _check.nonnegative(fn, "margins", margins)
+    _check.label_values(fn, labels, delta.size, nll != 0)
+    return _ldam(nll, y, delta)
+
+
+def _counted(n: Float[Array, "V"]) -> Float[Array, "V"]:
+    """Counts in the dtype of a loss; NaN for one that nothing can be made of."""
+    n = n.astype(np.promote_types(n.dtype, np.float32))
+    return jnp.where((n > 0) & (n < jnp.inf), n, jnp.nan)
+
+
+def _or(other: float, x: Float[Array, "V"]) -> Float[Array, "V"]:
+    """x, `other` for classes at fault: they are not to spoil the rest."""
+    return jnp.where(jnp.isnan(x), other, x)
+
+
+@partial(jax.jit, inline=True)
+def _logit_adjustment(
+    z: Float[Array, "*n V"], prior: Float[Array, "V"], tau: Float[Array, ""]
+) -> Float[Array, "*n V"]:
+    dtype = np.promote_types(z.dtype, np.float32)
+    prior, tau = prior.astype(dtype), tau.astype(dtype)
+    some = prior > 0
+    each = jnp.where(some, prior, 1)
+    total = jnp.sum(jnp.where(some, prior, 0))
+    shift = jnp.where(some, tau * jnp.log(each / total), jnp.where(tau == 0, 0, -jnp.inf))
+    shift = jnp.where((prior >= 0) & (some | (tau >= 0)), shift, jnp.nan)
+    return z.astype(dtype) + jnp.reshape(shift, (1,) * (z.ndim - 1) + shift.shape)
+
+
+@partial(jax.jit, inline=True)
+def _ldam(nll: PerRow, labels: Labels, margins: ClassWeights) -> PerRow:
+    dtype = np.promote_types(nll.dtype, np.float32)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def losses(nll: PerRow, y: Labels, margins: ClassWeights) -> PerRow:
+        nll, kept = nll.astype(dtype), nll != 0
+        _check.traced_labels("ldam", y, narrow(y, margins.size), kept, margins.size)
+        delta = class_weight(y, margins.astype(dtype), kept, None)
+        assert delta is not None
+        fault = (nll < 0) | (delta < 0)
+        return _with_margin(nll + jnp.where(fault, jnp.nan, 0), delta)
+
+    return losses(*vary_alike(nll, labels, margins))
+
+
+@jax.custom_jvp
+def _with_margin(nll: PerRow, delta: PerRow) -> PerRow:
+    """log(1 + x), x = e^Δ (e^nll − 1); where x is no float, nll + Δ + log r."""
+    x = jnp.exp(delta) * jnp.expm1(nll)
+    by_r = nll + delta + jnp.log(_rest(nll, delta))
+    return jnp.where(x < jnp.inf, jnp.log1p(x), by_r)
+
+
+def _rest(nll: PerRow, delta: PerRow) -> PerRow:
+    """r = e^(−nll−Δ) + (1 − e^−nll), never 0."""
+    return jnp.maximum(jnp.exp(-nll - delta) - jnp.expm1(-nll), jnp.finfo(nll.dtype).tiny)
+
+
+@_with_margin.defjvp
+def _with_margin_jvp(primals, tangents):
+    (nll, delta), (nll_dot, delta_dot) = primals, tangents
+    r = _rest(nll, delta)
+    return _with_margin(nll, delta), nll_dot / r - jnp.expm1(-nll) / r * delta_dot

@@ -1,0 +1,163 @@
+"""Terms beside the loss: how steep it is, and how sure the model is.
+
+    gradient penalty      L + λ Σ |∂L/∂θ|²        θ: parameters, or inputs
+    confidence penalty    L − β H(p)              H(p) = −Σ_v p_v log p_v
+
+A gradient of a gradient goes through the custom rules a second time: those of jxent are right to
+any order, `linear_cross_entropy`'s too, and store no logits then either.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jxent import _check
+from jxent._compat import vary_alike
+from jxent._typing import ArrayLike, Logits, PerRow, RowMask
+from jxent.information import softmax_entropy
+
+__all__ = ["gradient_penalty", "confidence_penalty"]
+
+
+def gradient_penalty(
+    loss_fn: Callable[..., Any],
+    coefficient: ArrayLike,
+    *,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    """The loss function L + λ Σ |∂L/∂θ|², to be differentiated in place of `loss_fn`.
+
+    Of the parameters (the first argument) it prefers flat minima. Gradient descent with steps of
+    size h does so by itself: it follows the flow of L + (h/4) Σ |∂L/∂θ|², so λ = h/4 does once more
+    what the steps do, and h can be smaller. In the paper's letters λ = μ/m, for m parameters.
+
+    Of the inputs (`argnums` says which) it makes the loss change less when they do. Of a mean over
+    N rows the gradient by one row's input is 1/N of its own: λ = N λ' gives the mean over rows of
+    λ' |∂nll/∂x|².
+
+    One step costs about what two do; where loss_fn is `linear_cross_entropy` no logits are stored.
+
+    Args:
+      loss_fn: a function to a scalar, or with has_aux to (scalar, anything).
+      coefficient: λ ≥ 0, a scalar; it may be traced, for a schedule.
+      argnums: which positional arguments θ is made of, as for `jax.grad`: pytrees of floats.
+      has_aux: as for `jax.grad`; the second result is handed on.
+
+    Returns:
+      A function of the same arguments as loss_fn, with results like its: the sum has the dtype of
+      the loss. NaN for a traced λ < 0.
+
+    Raises:
+      ValueError: λ is not a scalar; a concrete λ < 0.
+      TypeError: λ is not a number. What `jax.grad` raises for loss_fn: a result that is no scalar,
+        parameters that are not floats.
+
+    Saved for the backward pass: what loss_fn and its gradient save.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jxent
+      >>> x, labels = jnp.array([[1.0, 2.0], [3.0, -1.0]]), jnp.array([0, 1])
+      >>> loss_fn = lambda params, x: jxent.cross_entropy(x @ params["head"], labels)
+      >>> flat = jxent.regularization.gradient_penalty(loss_fn, 0.025)  # for steps of 0.1
+      >>> params = {"head": jnp.zeros((2, 2))}
+      >>> loss, grads = jax.value_and_grad(flat)(params, x)
+      >>> print(f"{loss:.4f} = {loss_fn(params, x):.4f} + 0.025 · 1.625")
+      0.7338 = 0.6931 + 0.025 · 1.625
+      >>> smooth = jxent.regularization.gradient_penalty(loss_fn, 0.1, argnums=1)
+
+    Source:
+      Barrett and Dherin, Implicit Gradient Regularization, arXiv:2009.11162; of inputs: Drucker and
+      LeCun, Improving Generalization Performance Using Double Backpropagation, 1992.
+    """
+    fn = "gradient_penalty"
+    _check.nonnegative(fn, "coefficient", coefficient)
+    weight = _check.scalar(fn, "coefficient", coefficient)
+    value_and_grad = jax.value_and_grad(loss_fn, argnums=argnums, has_aux=has_aux)
+
+    @wraps(loss_fn)
+    def penalised(*args: Any, **kwargs: Any) -> Any:
+        out, gradient = value_and_grad(*args, **kwargs)
+        loss, *aux = out if has_aux else (out,)
+        wide = np.promote_types(loss.dtype, np.float32)
+        by = jnp.where(weight >= 0, weight, jnp.nan).astype(wide)
+        total = loss.astype(wide) + by * _squared_norm(gradient, wide)
+        return (total.astype(loss.dtype), *aux) if has_aux else total.astype(loss.dtype)
+
+    return penalised
+
+
+def confidence_penalty(
+    logits: ArrayLike, *, threshold: ArrayLike | None = None, where: ArrayLike | None = None
+) -> jax.Array:
+    """−H(p) of each row, p = softmax(z): what is added, β times, to a loss that is too sure.
+
+        penalty = −H(p)                       ∂/∂z_v = p_v (log p_v + H)
+        penalty = max(0, Γ − H(p))            with a threshold Γ: only of rows surer than that
+
+    cross_entropy(logits, labels) + β confidence_penalty(logits).mean() is the paper's loss. Label
+    smoothing draws the model towards the uniform distribution by KL(u‖p), this by KL(p‖u).
+
+    Of a large vocabulary, without its logits: -linear_log_probs(hidden, head, labels).entropy.
+
+    Args:
+      logits: z `[*n, V]`, floating point. −∞ is an impossible class and counts 0.
+      threshold: Γ in nats, a scalar; it may be traced.
+      where: boolean `[*n]`: rows to keep. Dropped rows are exactly 0, whatever they hold.
+
+    Returns:
+      `[*n]` in nats, float32 (float64 for float64 logits): from −log V to 0, with a threshold from
+      0 to Γ. NaN, gradient too, in a row with NaN or +∞, or with −∞ only.
+
+    Raises:
+      ValueError: no classes; where of another shape; a threshold that is not a scalar.
+      TypeError: logits that are not floating point, a where that is not boolean.
+
+    Saved for the backward pass: the arguments.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> logits = jnp.array([[0.0, 0.0, 0.0], [9.0, 0.0, 0.0]])
+      >>> with jnp.printoptions(precision=4, suppress=True): print(
+      ...     jxent.regularization.confidence_penalty(logits)
+      ... )
+      [-1.0986 -0.0025]
+      >>> with jnp.printoptions(precision=4, suppress=True): print(
+      ...     jxent.regularization.confidence_penalty(logits, threshold=0.5)
+      ... )
+      [0.     0.4975]
+
+    Source:
+      Pereyra, Tucker, Chorowski, Kaiser and Hinton, Regularizing Neural Networks by Penalizing
+      Confident Output Distributions, arXiv:1701.06548.
+    """
+    fn = "confidence_penalty"
+    z = _check.logits(fn, logits)
+    kept = _check.rows_to_keep(fn, where, z.shape[:-1])
+    return _confidence_penalty(z, _check.weights(fn, "threshold", threshold, ()), kept)
+
+
+def _squared_norm(tree: Any, dtype: Any) -> Array:
+    """Σ |g|² over all leaves."""
+    squares = [jnp.sum(jnp.square(jnp.abs(g).astype(dtype))) for g in jax.tree.leaves(tree)]
+    return sum(squares, start=jnp.zeros((), dtype))
+
+
+@partial(jax.jit, inline=True)
+def _confidence_penalty(z: Logits, threshold: Array | None, kept: RowMask | None) -> PerRow:
+    @partial(jax.checkpoint, prevent_cse=False)
+    def rows(z: Logits, threshold: Array | None, kept: RowMask | None) -> PerRow:
+        # Before the entropy, so that nothing comes back from what a dropped row holds.
+        z = z if kept is None else jnp.where(kept[..., None], z, 0)
+        penalty = 0 - softmax_entropy(z)
+        if threshold is not None:
+            penalty = penalty + threshold.astype(penalty.dtype)
+            penalty = jnp.where(penalty <= 0, 0, penalty)
+        return penalty if kept is None else jnp.where(kept, penalty, 0)
+
+    return rows(*vary_alike(z, threshold, kept))

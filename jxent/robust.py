@@ -1,0 +1,353 @@
+"""Some labels are wrong: losses that a row can only cost so much in, or that ask less of it.
+
+With p = softmax(z), nll = −log p_y and targets t (e_y for a label y):
+
+    generalized    (1 − p_y^q)/q = (1 − e^(−q nll))/q       q → 0: nll,  q = 1: 1 − p_y, at most 1/q
+    symmetric      α H(t, p) + β H(p, t),  log 0 := A       for a label α nll + β |A| (1 − p_y)
+
+and for yes-or-no questions, p = σ(x), where most answers are no and some of those are wrong:
+
+    asymmetric     −y (1 − p)^γ₊ log p − (1 − y) u^γ₋ log(1 − u)        u = max(p − m, 0)
+
+The first is a function of nll alone, so it keeps the digits of confident rows.  In the last, u is
+not a difference: where p > m it is (1 − m) σ(x) (1 − e^(x₀−x)), x₀ being where σ(x₀) = m.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float, Shaped
+
+from jxent import _check, _dense
+from jxent._compat import vary_alike
+from jxent._product import scale
+from jxent._typing import ArrayLike, Axes, ClassMask, Distribution, Logits, PerRow, RowMask, Scalar
+from jxent.binary import sigmoid_focal_loss
+from jxent.softmax import classes_last, of_nll, soft_labels
+
+__all__ = ["generalized_cross_entropy", "symmetric_cross_entropy", "asymmetric_loss"]
+
+Each = Float[Array, "*s"]  # one number for each logit
+
+# Up to here ∂/∂q and −log(1 − u) are their series, of enough terms for float64.
+_NEAR, _SMALL, _TERMS = 0.5, 0.1, 17
+
+
+def generalized_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    q: ArrayLike = 0.7,
+    axis: Axes = -1,
+    where: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+) -> jax.Array:
+    """(1 − p_y^q)/q of each row: between cross-entropy (q = 0) and mean absolute error (q = 1).
+
+        loss = c_y (1 − e^(−q nll_y))/q                    for a label y
+        loss = Σ_v t_v c_v (1 − e^(−q nll_v))/q            for a distribution t
+        ∂/∂nll = p^q
+
+    A row costs at most 1/q, and pulls with p^q of what it does in cross-entropy: what the model
+    holds impossible, as it does a wrong label, is let go.
+
+    Of a large vocabulary the same comes from the row losses of `linear_cross_entropy`, taken with
+    reduction="none": -jnp.expm1(-q * rows) / q.
+
+    Args:
+      logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
+      labels: integers `[*n]`, or distributions or one-hot integers of the logits' shape.
+      q: in [0, 1], a scalar; it may be traced.
+      axis, where, class_weights: as in `softmax_cross_entropy_with_integer_labels`.
+
+    Returns:
+      `[*n]`, float32 (float64 for float64 logits); nats for q = 0, and as q grows less and less
+      so. NaN, gradient too, for a traced q outside [0, 1].
+
+    Raises:
+      TypeError, ValueError: as `cross_entropy`; a concrete q outside [0, 1].
+
+    Saved for the backward pass: the arguments and a few numbers per row for labels, the arguments
+    for distributions.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> logits, labels = jnp.array([[4.0, 0.0, 0.0], [9.0, 0.0, 0.0]]), jnp.array([0, 2])
+      >>> with jnp.printoptions(precision=4, suppress=True): print(
+      ...     jxent.robust.generalized_cross_entropy(logits, labels)
+      ... )
+      [0.0355 1.4259]
+
+    Source:
+      Zhang and Sabuncu, Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy
+      Labels, arXiv:1805.07836, equation 6.
+    """
+    fn = "generalized_cross_entropy"
+    _check.within_unit(fn, "q", q)
+    return of_nll(fn, _generalized, {"q": q}, logits, labels, axis, where, class_weights)
+
+
+def symmetric_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: ArrayLike = 0.1,
+    beta: ArrayLike = 1.0,
+    log_zero: float = -4.0,
+    axis: Axes = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """α H(t, p) + β H(p, t) of each row: cross-entropy both ways, with A for log 0 in the second.
+
+        loss = α nll_y + β |A| (1 − p_y)                                   for a label y
+        loss = α Σ_v t_v nll_v + β Σ_v p_v min(−log t_v, −A)               for a distribution t
+
+    Seen from the labels, a model that is sure of another class may well be right: the second term
+    is bounded, as mean absolute error is.
+
+    Args:
+      logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
+      labels: integers `[*n]`, or distributions or one-hot integers of the logits' shape.
+      alpha: α ≥ 0, a scalar; it may be traced.
+      beta: β ≥ 0, likewise.
+      log_zero: A ≤ 0, what stands for log 0, static.
+      axis, where: as in `softmax_cross_entropy_with_integer_labels`.
+
+    Returns:
+      `[*n]` in nats, float32 (float64 for float64 logits). NaN, gradient too, for a traced α or β
+      below 0.
+
+    Raises:
+      TypeError, ValueError: as `cross_entropy`; a concrete negative α or β; A above 0.
+
+    Saved for the backward pass: the arguments and a few numbers per row for labels, the arguments
+    for distributions.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> logits, labels = jnp.array([[4.0, 0.0, 0.0], [9.0, 0.0, 0.0]]), jnp.array([0, 2])
+      >>> with jnp.printoptions(precision=4, suppress=True): print(
+      ...     jxent.robust.symmetric_cross_entropy(logits, labels)
+      ... )
+      [0.1449 4.8995]
+
+    Source:
+      Wang, Ma, Chen, Luo, Yi and Bailey, Symmetric Cross Entropy for Robust Learning with Noisy
+      Labels, arXiv:1908.06112, equation 7.
+    """
+    fn = "symmetric_cross_entropy"
+    _check.nonnegative(fn, "alpha", alpha)
+    _check.nonnegative(fn, "beta", beta)
+    A = _check.log_of_zero(fn, log_zero)
+    a, b = _check.scalar(fn, "alpha", alpha), _check.scalar(fn, "beta", beta)
+    z, rows_of = classes_last(fn, logits, axis)
+    if _check.is_integer(labels) and _check.shape_of(labels) == z.shape[:-1]:
+        weights = {"alpha": a, "beta": -A * b}
+        return of_nll(fn, _both_ways, weights, logits, labels, axis, where, None)
+    kept, mask = _check.where(fn, rows_of(where), z.shape)
+    t = soft_labels(fn, labels, z, rows_of)
+    return _both_ways_softly(z, t, kept, mask, a, b, log_zero=A)
+
+
+def asymmetric_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    gamma_pos: ArrayLike = 0.0,
+    gamma_neg: ArrayLike = 4.0,
+    clip: float = 0.05,
+) -> jax.Array:
+    """A focal loss of many yes-or-no questions, most answered no, for every logit x with label y.
+
+        loss = −y (1 − p)^γ₊ log p − (1 − y) u^γ₋ log(1 − u)          p = σ(x), u = max(p − m, 0)
+
+    Easy noes count less by γ₋, those below the margin m nothing at all, and a no of which the model
+    is sure that it is a yes, as of a label that someone forgot, little again in its slope. With
+    m = 0 and γ₊ = γ₋ it is `sigmoid_focal_loss`.
+
+    Args:
+      logits: x, log-odds of "yes", any shape: `[N, V]` for V labels of each row.
+      labels: y in [0, 1], boolean, integer or floating: the logits' shape, or one for all.
+      gamma_pos: γ₊ ≥ 0 and finite: one number, one for each entry of the last axis, or the logits'
+        shape.
+      gamma_neg: γ₋, likewise.
+      clip: the margin m in [0, 1), static.
+
+    Returns:
+      The loss of each logit in nats, in the logits' shape: float32, float64 for float64 logits.
+      NaN, gradient too, where the logit is NaN, or (when traced) y, γ₊ or γ₋ is out of range.
+
+    Raises:
+      ValueError: for a shape that is none of these, a concrete label outside [0, 1], a concrete
+        negative γ, m outside [0, 1).
+      TypeError: for logits that are not floating, a traced m, or other arguments that are not
+        numbers.
+
+    Saved for the backward pass: the arguments.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> logits, labels = jnp.array([[2.0, -4.0, 1.0]]), jnp.array([[1, 0, 0]])
+      >>> with jnp.printoptions(precision=4, suppress=True): print(
+      ...     jxent.robust.asymmetric_loss(logits, labels)
+      ... )
+      [[0.1269 0.     0.2459]]
+
+    Source:
+      Ridnik et al., Asymmetric Loss For Multi-Label Classification, arXiv:2009.14119, equation 7.
+    """
+    fn = "asymmetric_loss"
+    x = _check.floats(fn, "logits", logits)
+    y = _check.binary_labels(fn, labels, x.shape)
+    gammas = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg}
+    for name, gamma in gammas.items():
+        _check.nonnegative(fn, name, gamma)
+    pos, neg = (_check.per_logit(fn, name, gamma, x.shape) for name, gamma in gammas.items())
+    return _asymmetric(x, y, pos, neg, clip=_check.below_one(fn, "clip", clip))
+
+
+def _generalized(nll: Array, q: Scalar) -> Array:
+    return _box_cox(nll, jnp.where((q >= 0) & (q <= 1), q, jnp.nan))
+
+
+@jax.custom_jvp
+def _box_cox(nll: Array, q: Scalar) -> Array:
+    """(1 − e^(−q nll))/q, for a small exponent nll (1 − q nll/2)."""
+    u = q * jnp.where((q == 0) & jnp.isinf(nll), 0, nll)
+    small = u < jnp.finfo(nll.dtype).eps
+    return jnp.where(small, nll * (1 - u / 2), -jnp.expm1(-u) / jnp.where(q == 0, 1, q))
+
+
+def _box_cox_jvp(primals, tangents):
+    (nll, q), (nll_dot, q_dot) = primals, tangents
+    out = _box_cox(nll, q)
+    out_dot = jnp.zeros_like(out)
+    if not isinstance(nll_dot, SymbolicZero):
+        out_dot = out_dot + _power(nll, q) * nll_dot
+    if not isinstance(q_dot, SymbolicZero):
+        out_dot = out_dot + _by_q(nll, q) * q_dot
+    return out, out_dot
+
+
+_box_cox.defjvp(_box_cox_jvp, symbolic_zeros=True)
+
+
+def _finite(nll: Array) -> Array:
+    return jnp.where(jnp.isinf(nll), 0, nll)
+
+
+def _power(nll: Array, q: Scalar) -> Array:
+    """∂/∂nll = e^(−q nll) = p^q, whose derivatives at p = 0 are 0."""
+    return jnp.where(jnp.isinf(nll) & (q > 0), 0, jnp.exp(-q * _finite(nll)))
+
+
+def _by_q(nll: Array, q: Scalar) -> Array:
+    """∂/∂q = (nll p^q − loss)/q, for a small u = q nll −nll² (1/2 − u/3 + u²/8 − …)."""
+    u, certain = q * _finite(nll), jnp.isinf(nll)
+    small = ~certain & (u < _NEAR)
+    v, series = jnp.where(small, u, 0), jnp.zeros_like(u)
+    for k in reversed(range(_TERMS)):
+        series = (-1) ** k * (k + 1) / math.factorial(k + 2) + v * series
+    far = (_finite(nll) * _power(nll, q) - _box_cox(nll, q)) / jnp.where(q == 0, 1, q)
+    # −∞ is told as the largest number, so that 0·∞ is 0 after it.
+    far = jnp.maximum(far, -jnp.finfo(nll.dtype).max)
+    return jnp.where(small, -jnp.square(jnp.where(small, nll, 0)) * series, far)
+
+
+def _weighed(w: Scalar, x: Array) -> Array:
+    """w x, 0 where w = 0, NaN for a w below 0."""
+    w = jnp.where(w >= 0, w, jnp.nan).astype(x.dtype)
+    return scale(jnp.broadcast_to(w, x.shape), x)
+
+
+def _both_ways(nll: Array, alpha: Scalar, beta: Scalar) -> Array:
+    """α nll + β |A| (1 − p), the last two as one."""
+    return _weighed(alpha, nll) + _weighed(beta, -jnp.expm1(-nll))
+
+
+@partial(jax.jit, static_argnames=("log_zero",), inline=True)
+def _both_ways_softly(
+    z: Logits,
+    t: Distribution,
+    kept: RowMask | None,
+    mask: ClassMask | None,
+    alpha: Scalar,
+    beta: Scalar,
+    *,
+    log_zero: float,
+) -> PerRow:
+    """α Σ_v t_v nll_v + β Σ_v p_v min(−log t_v, −A)."""
+    dtype = _dense.loss_dtype(z.dtype)
+
+    @_dense.remembering
+    def losses(
+        z: Logits, t: Distribution, kept: RowMask | None, mask: ClassMask | None, *by: Scalar
+    ) -> PerRow:
+        given = vary_alike(z.astype(dtype), t, None, mask, kept)
+        forward = _dense.numbers(_dense.Options(), *given).nll
+        t, nll = _dense.every_nll(*given)
+        known = t > math.exp(log_zero)
+        surprise = jnp.where(known, -jnp.log(jnp.where(known, t, 1)), -log_zero)
+        backward = jnp.sum(jnp.exp(-nll) * surprise, axis=-1)
+        backward = backward if kept is None else jnp.where(kept, backward, 0)
+        return _weighed(by[0], forward) + _weighed(by[1], backward)
+
+    return losses(z, t, kept, mask, alpha, beta)
+
+
+@partial(jax.jit, static_argnames=("clip",), inline=True)
+def _asymmetric(
+    x: Each,
+    y: Shaped[Array, "..."],
+    gamma_pos: Shaped[Array, "..."],
+    gamma_neg: Shaped[Array, "..."],
+    *,
+    clip: float,
+) -> Each:
+    dtype = np.promote_types(x.dtype, np.float32)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def losses(*given: Array) -> Each:
+        x, y, pos, neg = (jnp.broadcast_to(a.astype(dtype), given[0].shape) for a in given)
+        right = (y >= 0) & (y <= 1)
+        _check.traced_entries("asymmetric_loss", "labels", y, right, "is outside [0, 1]")
+        fine = right & (pos >= 0) & (pos < jnp.inf) & (neg >= 0) & (neg < jnp.inf)
+        x = x + jnp.where(fine, 0, jnp.nan)  # added, so that every derivative is NaN too
+        yes = sigmoid_focal_loss(x, 1.0, gamma=pos)
+        no = _shifted(clip, x, neg) if clip else sigmoid_focal_loss(x, 0.0, gamma=neg)
+        return scale(y, yes) + scale(1 - y, no)
+
+    return losses(*vary_alike(x, y, gamma_pos, gamma_neg))
+
+
+def _shifted(m: float, x: Each, gamma: Each) -> Each:
+    """−u^γ log(1 − u) where u > 0, in 0 derivatives where not."""
+    x0 = math.log(m) - math.log1p(-m)
+    outside = x <= x0
+    u, rest = _beyond(m, jnp.where(outside, x0 + 1, x))
+    small = u < _SMALL
+    v, series = jnp.where(small, u, _SMALL), jnp.zeros_like(u)
+    for k in reversed(range(_TERMS)):
+        series = 1 / (k + 1) + v * series
+    near = v ** (gamma + 1) * series
+    far = jnp.where(small, _SMALL, u) ** gamma * -jnp.log(jnp.where(small, 1 - _SMALL, rest))
+    return jnp.where(outside, 0, jnp.where(small, near, far))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _beyond(m: float, x: Each) -> tuple[Each, Each]:
+    """u = σ(x) − m, not taken as a difference, and 1 − u, for x > x₀."""
+    x0 = math.log(m) - math.log1p(-m)
+    u = (1 - m) * jax.nn.sigmoid(x) * -jnp.expm1(x0 - x)
+    return u, m + jax.nn.sigmoid(-x)
+
+
+@_beyond.defjvp
+def _beyond_jvp(m, primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    u_dot = jax.nn.sigmoid(x) * jax.nn.sigmoid(-x) * x_dot
+    return _beyond(m, x), (u_dot, -u_dot)
