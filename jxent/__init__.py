@@ -24,6 +24,9 @@ Namespaces
 
     jxent.information   entropy, cross_entropy, binary_cross_entropy, kl_divergence, js_divergence,
                         perplexity, softmax_entropy, nats_to_bits, bits_to_nats: of probabilities
+    jxent.distillation  distillation_loss, linear_distillation_loss: a teacher's whole distribution
+    jxent.regression    gaussian_nll; two_hot, hl_gauss, expected_value, bin_centers,
+                        count_outside: continuous targets as distributions
     jxent.metrics       ClassificationMetrics, Average, Summary: over batches, scans and devices;
                         log_loss, accuracy, top_k_accuracy, brier_score; reliability_curve,
                         Reliability, expected_calibration_error, fit_temperature
@@ -34,8 +37,10 @@ Namespaces
 `python -m jxent compare` does so for saved predictions of any models.
 """
 
+from jxent import distillation as distillation
 from jxent import information as information
 from jxent import metrics as metrics
+from jxent import regression as regression
 from jxent import selection as selection
 from jxent import testing as testing
 from jxent.binary import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
@@ -71,6 +76,8 @@ __all__ = [
     "kl_divergence",
     "kl_divergence_with_log_targets",
     "information",
+    "distillation",
+    "regression",
     "metrics",
     "selection",
     "testing",
