@@ -196,7 +196,7 @@ ROW_LOSSES |= {
             reduction="none",
         ),
     )
-    for name in ("forward", "reverse", "jsd")
+    for name in ("forward", "jsd")
 }
 
 _options: dict[str, Arguments] = {
@@ -276,5 +276,4 @@ OFTEN = (
     "tokens, mean",
     "vocab, none",
     "distillation, forward",
-    "linear distillation, mean",
 )

@@ -147,8 +147,10 @@ def truth(y, edges, sigma):
     return mass / mass.sum(-1, keepdims=True)
 
 
-@pytest.mark.parametrize("sigma", [None, 0.05, 0.4, 3.0, 1e3])
-@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize(
+    ("even", "sigma"),
+    [(True, None), (True, 0.05), (False, 0.4), (False, 3.0), (True, 1e3)],
+)
 def test_hl_gauss(sigma, even):
     """To its last digits in every bin that float32 can hold, also deep in the tails."""
     edges = np.linspace(-4, 4, 33) if even else np.sort(rng.uniform(-4, 4, 20))
@@ -189,9 +191,9 @@ def test_decoding_hl_gauss():
 
 
 def test_gradients_of_hl_gauss(x64):
-    fn = lambda y, s: reg.hl_gauss(y, np.linspace(-3, 3, 13), s)
+    fn = jax.jit(lambda y, s: reg.hl_gauss(y, np.linspace(-3, 3, 13), s))
     y, s, h = 0.7, 0.4, 1e-6
-    by_y, by_s = jax.jacobian(fn, (0, 1))(jnp.float64(y), jnp.float64(s))
+    by_y, by_s = jax.jit(jax.jacobian(fn, (0, 1)))(jnp.float64(y), jnp.float64(s))
     step = lambda f: (f(h) - f(-h)) / (2 * h)
     np.testing.assert_allclose(by_y, step(lambda d: fn(y + d, s)), atol=1e-8)
     np.testing.assert_allclose(by_s, step(lambda d: fn(y, s + d)), atol=1e-8)
@@ -247,12 +249,12 @@ def test_transforms(name):
 
 
 def test_expected_value():
-    z = 3 * rng.standard_normal((4, 6))
-    b = np.sort(1e4 + rng.standard_normal(6))
+    z = 3 * rng.standard_normal((50, 300))
+    b = 1e4 + np.linspace(-3, 3, 300)
     p = np.exp(z - z.max(-1, keepdims=True))
     wanted = (p / p.sum(-1, keepdims=True)) @ f64(np.float32(b))
     out = reg.expected_value(np.float32(z), np.float32(b))
-    assert_close(out, wanted, ulps=2)  # an offset costs no digits
+    assert_close(out, wanted, ulps=0.6)  # an offset costs no digits
     faults = reg.expected_value(jnp.asarray([[0, NAN], [0, -INF], [INF, 0]]), (0.0, 1.0, 2))
     np.testing.assert_array_equal(faults, [NAN, 0, NAN])
 
@@ -306,7 +308,7 @@ def test_traced_bins_that_do_not_increase():
 # Trained
 
 
-@pytest.mark.parametrize("name", ["two_hot", "hl_gauss"])
+@pytest.mark.parametrize("name", [pytest.param("two_hot", marks=pytest.mark.deep), "hl_gauss"])
 def test_training(name):
     """A small model learns y = sin 3x from the distributions alone, and predicts it."""
     x = jnp.linspace(-1, 1, 128)[:, None]
