@@ -29,6 +29,9 @@ Namespaces
     jxent.robust        generalized_cross_entropy, symmetric_cross_entropy, asymmetric_loss:
                         for labels of which some are wrong or missing
     jxent.regularization    gradient_penalty, confidence_penalty: what is added to a loss
+    jxent.distillation  distillation_loss, linear_distillation_loss: a teacher's whole distribution
+    jxent.regression    gaussian_nll; two_hot, hl_gauss, expected_value, bin_centers,
+                        count_outside: continuous targets as distributions
     jxent.metrics       ClassificationMetrics, Average, Summary: over batches, scans and devices;
                         log_loss, accuracy, top_k_accuracy, brier_score; reliability_curve,
                         Reliability, expected_calibration_error, fit_temperature
@@ -39,9 +42,11 @@ Namespaces
 `python -m jxent compare` does so for saved predictions of any models.
 """
 
+from jxent import distillation as distillation
 from jxent import imbalance as imbalance
 from jxent import information as information
 from jxent import metrics as metrics
+from jxent import regression as regression
 from jxent import regularization as regularization
 from jxent import robust as robust
 from jxent import selection as selection
@@ -82,6 +87,8 @@ __all__ = [
     "imbalance",
     "robust",
     "regularization",
+    "distillation",
+    "regression",
     "metrics",
     "selection",
     "testing",

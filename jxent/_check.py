@@ -80,17 +80,19 @@ def logits(fn: str, x: ArrayLike, name: str = "logits") -> Float[Array, "*n V"]:
     return z
 
 
-def labels(fn: str, x: ArrayLike, rows: tuple[int, ...]) -> Integer[Array, "*n"]:
+def labels(
+    fn: str, x: ArrayLike, rows: tuple[int, ...], name: str = "labels"
+) -> Integer[Array, "*n"]:
     """Integer labels, one for each row; their values are for `label_values`."""
     if _is(x, jnp.bool_):
         raise TypeError(
-            f"{fn}: `labels` must be integers, got {_came(x)}; cast if you mean 0 and 1"
+            f"{fn}: `{name}` must be integers, got {_came(x)}; cast if you mean 0 and 1"
         )
     if not _is(x, jnp.integer):
-        raise TypeError(f"{fn}: `labels` must be integers, got {_came(x)}; cast with .astype(int)")
+        raise TypeError(f"{fn}: `{name}` must be integers, got {_came(x)}; cast with .astype(int)")
     if shape_of(x) != rows:
         raise ValueError(
-            f"{fn}: `labels` must have one label a row, shape {list(rows)}, got {_came(x)}"
+            f"{fn}: `{name}` must have one label a row, shape {list(rows)}, got {_came(x)}"
             + ("; squeeze the last axis" if shape_of(x) == (*rows, 1) else "")
         )
     return x if isinstance(x, jax.Array) else jnp.asarray(_fitting(x))
@@ -104,7 +106,11 @@ def _fitting(x: Any) -> np.ndarray:
 
 
 def label_values(
-    fn: str, x: ArrayLike, classes: int | None, kept: Bool[Array, "*n"] | None
+    fn: str,
+    x: ArrayLike,
+    classes: int | None,
+    kept: Bool[Array, "*n"] | None,
+    name: str = "labels",
 ) -> None:
     """ValueError at the first concrete label outside [0, classes) in a kept row."""
     values, keep = concrete(x), True if kept is None else concrete(kept)
@@ -114,13 +120,13 @@ def label_values(
     bad = bad & keep
     if np.any(bad):
         at = np.unravel_index(int(np.argmax(bad)), values.shape)
-        raise ValueError(_bad_label(fn, at, values[at], classes))
+        raise ValueError(_bad_label(fn, at, values[at], classes, name))
 
 
-def _bad_label(fn: str, at: Sequence[Any], value: Any, classes: int | None) -> str:
+def _bad_label(fn: str, at: Sequence[Any], value: Any, classes: int | None, name: str) -> str:
     position = f"[{', '.join(str(i) for i in at)}]" if at else ""
     return (
-        f"{fn}: `labels`{position} = {value} is outside [0, {classes or '∞'}); drop such rows "
+        f"{fn}: `{name}`{position} = {value} is outside [0, {classes or '∞'}); drop such rows "
         "with where= or ignore_index="
     )
 
@@ -131,6 +137,7 @@ def traced_labels(
     valid: Integer[Array, "*n"],
     kept: Bool[Array, "*n"] | None,
     classes: int,
+    name: str = "labels",
 ) -> None:
     """The same for traced labels, under `jxent.testing.checked`; `valid` has −1 for the bad."""
     if not CHECKING.get() or x.size == 0:
@@ -138,7 +145,7 @@ def traced_labels(
     bad = valid < 0 if kept is None else (valid < 0) & kept
     at = jnp.argmax(bad.ravel())
     position = jnp.unravel_index(at, x.shape) if x.ndim else ()
-    words = _bad_label(fn, ["{}" for _ in position], "{value}", classes)
+    words = _bad_label(fn, ["{}" for _ in position], "{value}", classes, name)
     checkify.check(~jnp.any(bad), words, *position, value=x.ravel()[at])
 
 
@@ -259,43 +266,52 @@ def weights(fn: str, name: str, x: ArrayLike | None, shape: tuple[int, ...]) -> 
     return _as_floats(x)
 
 
-def hidden(fn: str, x: ArrayLike) -> Float[Array, "*n D"]:
+def hidden(fn: str, x: ArrayLike, name: str = "hidden") -> Float[Array, "*n D"]:
     """Hidden states with their features in the last axis."""
-    h = floats(fn, "hidden", x)
+    h = floats(fn, name, x)
     if h.ndim == 0:
-        raise ValueError(f"{fn}: `hidden` needs an axis of features, got a scalar")
+        raise ValueError(f"{fn}: `{name}` needs an axis of features, got a scalar")
     return h
 
 
-def head(fn: str, x: ArrayLike, layout: Any, h: Float[Array, "*n D"]) -> Float[Array, "_ _"]:
+def head(
+    fn: str,
+    x: ArrayLike,
+    layout: Any,
+    h: Float[Array, "*n D"],
+    name: str = "head",
+    option: str = "head_layout",
+) -> Float[Array, "_ _"]:
     """A projection from h's features onto at least one class."""
     if layout not in ("dv", "vd"):
         raise ValueError(
-            f'{fn}: `head_layout` must be "dv" (a head [D, V]) or "vd" (an embedding [V, D]), got '
+            f'{fn}: `{option}` must be "dv" (a head [D, V]) or "vd" (an embedding [V, D]), got '
             f"{layout!r}"
         )
-    w, features = floats(fn, "head", x), h.shape[-1]
+    w, features = floats(fn, name, x), h.shape[-1]
     own = 0 if layout == "dv" else 1
     if w.ndim != 2 or w.shape[own] != features:
         wanted = f"[{features}, V]" if layout == "dv" else f"[V, {features}]"
         turned = w.ndim == 2 and w.shape[1 - own] == features
         other = "vd" if layout == "dv" else "dv"
         raise ValueError(
-            f"{fn}: `head` must have shape {wanted} with head_layout={layout!r}, got {_came(x)}"
-            + (f"; it fits head_layout={other!r}" if turned else "")
+            f"{fn}: `{name}` must have shape {wanted} with {option}={layout!r}, got {_came(x)}"
+            + (f"; it fits {option}={other!r}" if turned else "")
         )
     if w.shape[1 - own] == 0:
-        raise ValueError(f"{fn}: `head` has no classes, got shape {list(w.shape)}")
+        raise ValueError(f"{fn}: `{name}` has no classes, got shape {list(w.shape)}")
     return w
 
 
-def bias(fn: str, x: ArrayLike | None, classes: int) -> Float[Array, "V"] | None:
+def bias(
+    fn: str, x: ArrayLike | None, classes: int, name: str = "bias"
+) -> Float[Array, "V"] | None:
     """Optional floats, one a class."""
     if x is None:
         return None
-    b = floats(fn, "bias", x)
+    b = floats(fn, name, x)
     if b.shape != (classes,):
-        raise ValueError(f"{fn}: `bias` must have shape {[classes]}, got {_came(x)}")
+        raise ValueError(f"{fn}: `{name}` must have shape {[classes]}, got {_came(x)}")
     return b
 
 
@@ -758,10 +774,10 @@ def needed(fn: str, package: str) -> Iterator[None]:
         raise ImportError(f"{fn}: needs {package}: pip install 'jxent[demo]'") from error
 
 
-# --- imbalance, robustness, regularisation
+# Imbalance, robustness, regularisation.
 
 
-def _as_floats(fn: str, name: str, x: ArrayLike) -> Float[Array, "..."]:
+def _wide(fn: str, name: str, x: ArrayLike) -> Float[Array, "..."]:
     """Numbers as floats; integers that JAX would narrow become floats first."""
     if isinstance(x, jax.Array) or not is_integer(x):
         return number(fn, name, x)
@@ -772,7 +788,7 @@ def _class_numbers(
     fn: str, name: str, x: ArrayLike, bad: Callable[[np.ndarray], np.ndarray], must: str
 ) -> Float[Array, "V"]:
     """One number for each of at least one class; ValueError at the first concrete bad one."""
-    out = _as_floats(fn, name, x)
+    out = _wide(fn, name, x)
     if one_axis(fn, name, x) == (0,):
         raise ValueError(f"{fn}: `{name}` has no classes, got shape [0]")
     values = concrete(x)
@@ -847,3 +863,164 @@ def log_of_zero(fn: str, x: Any) -> float:
     if not (value <= 0 and math.isfinite(value)):
         raise ValueError(f"{fn}: `log_zero` stands for log 0: finite, not positive, got {value}")
     return value
+
+
+# Distillation: a teacher's rows beside a student's
+
+
+def like_rows(
+    fn: str, name: str, x: ArrayLike, other: str, shape: tuple[int, ...]
+) -> Float[Array, "..."]:
+    """Floats of exactly the other argument's shape."""
+    array = floats(fn, name, x)
+    if array.shape != shape:
+        raise ValueError(
+            f"{fn}: `{name}` must have the shape of `{other}` {list(shape)}, got {_came(x)}"
+        )
+    return array
+
+
+def same_rows(fn: str, name: str, x: Array, other: str, rows: tuple[int, ...]) -> None:
+    """ValueError unless hidden states have these rows; their features may differ."""
+    if x.shape[:-1] != rows:
+        raise ValueError(
+            f"{fn}: `{name}` must have the rows of `{other}`, shape {[*rows, x.shape[-1]]}, got "
+            f"{_came(x)}"
+        )
+
+
+def same_vocabulary(fn: str, name: str, classes: int, other: str, expected: int) -> None:
+    """ValueError unless two heads have the same classes."""
+    if classes != expected:
+        raise ValueError(
+            f"{fn}: `{name}` has {classes} classes and `{other}` {expected}; cut or pad one of "
+            "them, with a bias of -inf for what is padded"
+        )
+
+
+def one_of(fn: str, name: str, x: Any, choices: tuple[str, ...]) -> Any:
+    """One of some words."""
+    if x not in choices:
+        raise ValueError(
+            f"{fn}: `{name}` must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, got "
+            f"{x!r}"
+        )
+    return x
+
+
+def scalar_within(fn: str, name: str, x: ArrayLike, must: str) -> Float[Array, ""]:
+    """A number that is positive, or in [0, 1], as `must` says; NaN in its place when traced."""
+    value, given = weights(fn, name, x, ()), concrete(x)
+    assert value is not None
+    right = {
+        "positive": lambda v: (v > 0) & (v < np.inf),
+        "in [0, 1]": lambda v: (v >= 0) & (v <= 1),
+    }
+    if given is not None and not right[must](given):
+        raise ValueError(f"{fn}: `{name}` must be {must}, got {given}")
+    return jnp.where(right[must](value), value, jnp.nan)
+
+
+def hard_share(fn: str, alpha: ArrayLike | None, hard_labels: Any, default: float) -> ArrayLike:
+    """α, which weighs soft against hard and means nothing without hard labels."""
+    if alpha is None:
+        return default
+    if hard_labels is None:
+        raise ValueError(
+            f"{fn}: `alpha` weighs the soft term against `hard_labels`, which are not given; scale "
+            "the result yourself"
+        )
+    return alpha
+
+
+def labels_ignored(fn: str, x: Any, hard_labels: Any) -> int | None:
+    """`ignore_index` goes with hard labels."""
+    if x is not None and hard_labels is None:
+        raise ValueError(f"{fn}: `ignore_index` goes with `hard_labels`; drop rows with where=")
+    return ignore_index(fn, x, labelled=True)
+
+
+# Regression: values, and the classes they are cut into
+
+
+def either(fn: str, one: str, x: Any, other: str, y: Any) -> None:
+    """ValueError when both of two ways to say the same are given."""
+    if x is not None and y is not None:
+        raise ValueError(f"{fn}: `{one}` and `{other}` say the same; give one of them")
+
+
+def one_or_each(
+    fn: str, name: str, x: ArrayLike, *, shape: tuple[int, ...], other: str
+) -> Float[Array, "..."]:
+    """Numbers: one for all, or one for each entry of the other argument."""
+    if shape_of(x) not in ((), shape):
+        raise ValueError(
+            f"{fn}: `{name}` must be one number or have the shape of `{other}` {list(shape)}, got "
+            f"{_came(x)}; jnp.broadcast_to(..., {other}.shape) says which belong together"
+        )
+    return number(fn, name, x)
+
+
+def all_positive(fn: str, name: str, x: ArrayLike) -> None:
+    """ValueError at the first entry that is not positive, when concrete; NaN is no entry."""
+    values = concrete(x)
+    if values is not None and np.any(values <= 0):
+        at = np.unravel_index(int(np.argmax(values <= 0)), values.shape)
+        where_at = list(map(int, at)) if at else ""
+        raise ValueError(f"{fn}: `{name}`{where_at} = {values[at]} must be positive")
+
+
+def spacing(fn: str, name: str, x: tuple[Any, ...], least: int) -> tuple[float, float, int]:
+    """(low, high, how many classes)."""
+    if len(x) != 3:
+        raise TypeError(
+            f"{fn}: `{name}` must be an array or a tuple (low, high, classes), got a tuple of "
+            f"{len(x)}; np.array(...) makes an array of it"
+        )
+    low, high = (_static(fn, f"{name}[{i}]", x[i]) for i in (0, 1))
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"{fn}: `{name}` must have a finite low < high, got {low} and {high}")
+    return low, high, whole(fn, f"{name}[2]", x[2], least, " classes")
+
+
+def points(fn: str, name: str, x: ArrayLike, least: int) -> Float[Array, "K"]:
+    """At least `least` numbers on one axis, finite and increasing when concrete."""
+    given = number(fn, name, x)
+    one_axis(fn, name, x)
+    if given.size < least:
+        raise ValueError(f"{fn}: `{name}` must have at least {least} entries, got {_came(x)}")
+    values = concrete(x)
+    if values is not None:
+        values = values.astype(np.float64)
+        bad = ~np.isfinite(values)
+        bad[1:] |= ~(values[1:] > values[:-1])
+        if np.any(bad):
+            raise ValueError(
+                f"{fn}: `{name}` must be finite and increasing, got {values[_first(bad)]} at "
+                f"[{_first(bad)}]; np.sort(np.unique(...)) makes them so"
+            )
+    return given
+
+
+def as_many_bins(fn: str, z: Float[Array, "*n V"], bins: int) -> None:
+    """ValueError unless there is one bin a class."""
+    if z.shape[-1] != bins:
+        raise ValueError(
+            f"{fn}: `bins` must have one value for each of {z.shape[-1]} classes, got {bins}; "
+            "edges of bins become values by bin_centers(edges)"
+        )
+
+
+def values_within(
+    fn: str, x: ArrayLike, bad: Bool[Array, "..."], support: Float[Array, "K"]
+) -> None:
+    """ValueError at the first concrete value outside a concrete support."""
+    values, outside, ends = concrete(x), concrete(bad), concrete(support)
+    if values is None or outside is None or ends is None or not np.any(outside):
+        return
+    at = np.unravel_index(int(np.argmax(outside)), outside.shape)
+    position = list(map(int, at)) if at else ""
+    raise ValueError(
+        f"{fn}: `values`{position} = {values[at]} is outside [{ends[0]}, {ends[-1]}], one of "
+        f"{int(np.sum(outside))}; widen the support, or outside='clip'"
+    )

@@ -94,7 +94,7 @@ def _weighted_targets(t: Float[Array, "*n V"], c: ClassWeights | None, z: Logits
     return t if c is None else _spread_weights(c, None, z) * t
 
 
-def _poisoned(targets: Targets, mask: ClassMask | None) -> RowMask | None:
+def poisoned(targets: Targets, mask: ClassMask | None) -> RowMask | None:
     """Rows with a label outside [0, V), or with mass on an excluded class."""
     if is_labels(targets):
         bad = targets < 0  # _weights.narrow has made every label outside [0, V) a −1
@@ -116,7 +116,7 @@ def rows(
     """Each row's numbers; 0 in rows that are not kept, NaN in rows at fault."""
     z, dtype = effective(options, mask, u), loss_dtype(u.dtype)
     stats = _rows.statistics(z, dtype)
-    bad = _poisoned(targets, mask)
+    bad = poisoned(targets, mask)
     if bad is not None:
         bad = bad if kept is None else bad & kept
         # S and not m: exp(z − m) stays the expression that the backward pass shares.
@@ -309,7 +309,7 @@ training_rows.defvjp(_fwd, _bwd)
 
 
 @jax.custom_jvp
-def _nll_of_each(
+def nll_of_each(
     u: Logits, mask: ClassMask | None, kept: RowMask | None, bad: RowMask | None
 ) -> Logits:
     """nll_v of every class; 0 in rows that are not kept, NaN in rows at fault."""
@@ -323,14 +323,14 @@ def _stats_of_each(u: Logits, mask: ClassMask | None, bad: RowMask | None) -> St
     return Statistics(m, S if bad is None else jnp.where(bad, jnp.nan, S))
 
 
-@_nll_of_each.defjvp
+@nll_of_each.defjvp
 def _nll_of_each_jvp(primals, tangents):
     u, mask, kept, bad = primals
     z, z_dot = jax.jvp(partial(_wide, Options(), mask), (u,), (tangents[0],))
     stats = _stats_of_each(u, mask, bad)
     p = _probabilities(z, stats, _only(kept, log_normaliser(stats)), kept)
     out_dot = jnp.sum(p * z_dot, axis=-1, keepdims=True) - z_dot
-    return _nll_of_each(*primals), _in_rows(kept, out_dot)
+    return nll_of_each(*primals), _in_rows(kept, out_dot)
 
 
 def every_nll(
@@ -341,5 +341,5 @@ def every_nll(
     kept: RowMask | None,
 ) -> tuple[Logits, Logits]:
     """c ⊙ t and the nll of every class, for losses that are not linear in nll."""
-    each = _nll_of_each(u, mask, kept, _poisoned(t, mask))
+    each = nll_of_each(u, mask, kept, poisoned(t, mask))
     return _in_rows(kept, _weighted_targets(t, c, each)), each

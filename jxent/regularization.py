@@ -138,7 +138,7 @@ def confidence_penalty(
     """
     fn = "confidence_penalty"
     z = _check.logits(fn, logits)
-    kept = _check.rows_to_keep(fn, where, z.shape[:-1])
+    kept = _check.rows_kept(fn, where, z.shape[:-1], "logits")
     return _confidence_penalty(z, _check.weights(fn, "threshold", threshold, ()), kept)
 
 

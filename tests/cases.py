@@ -47,6 +47,8 @@ def ldam(logits: Any, labels: Any, margins: Any, **options: Any) -> jax.Array:
     return jxent.imbalance.ldam(rows, labels, margins)
 
 
+_linear_distillation = functools.partial(jxent.distillation.linear_distillation_loss, chunk_size=3)
+
 # The oracle of each loss, under the loss's own argument names.
 ORACLES: dict[Callable[..., jax.Array], Callable[..., oracle.Loss]] = {
     jxent.cross_entropy: oracle.cross_entropy,
@@ -63,6 +65,8 @@ ORACLES: dict[Callable[..., jax.Array], Callable[..., oracle.Loss]] = {
     jxent.robust.asymmetric_loss: oracle.asymmetric_loss,
     ldam: oracle.ldam,
     **dict.fromkeys(LINEAR.values(), oracle.linear_cross_entropy),
+    jxent.distillation.distillation_loss: oracle.distillation_loss,
+    _linear_distillation: oracle.linear_distillation_loss,
 }
 
 
@@ -213,6 +217,26 @@ ROW_LOSSES: dict[str, Case] = {
     ),
 }
 
+TEACHER = 2 * np.random.default_rng(21).standard_normal((N, V))
+ROW_LOSSES |= {
+    f"distillation, {name}": Case(
+        jxent.distillation.distillation_loss,
+        dict(
+            student_logits=LOGITS,
+            teacher_logits=TEACHER,
+            hard_labels=LABELS,
+            divergence=name,
+            beta=0.3,
+            temperature=2.0,
+            alpha=0.75,
+            row_weights=W,
+            where=CLASSES_KEPT,
+            reduction="none",
+        ),
+    )
+    for name in ("forward", "jsd")
+}
+
 _options: dict[str, Arguments] = {
     "plain": {},
     "rows kept": dict(where=ROWS_KEPT, row_weights=W),
@@ -258,6 +282,25 @@ TRAINING_LOSSES |= {
     if (way, reduction) != ("tokens", "none")
 }
 
+TRAINING_LOSSES |= {
+    f"linear distillation, {reduction}": Case(
+        _linear_distillation,
+        dict(
+            student_hidden=HIDDEN,
+            student_head=HEAD,
+            teacher_hidden=TEACHER,
+            teacher_head=rng.standard_normal((V, V)),
+            student_bias=BIAS,
+            hard_labels=LABELS,
+            temperature=2.0,
+            where=ROWS_KEPT,
+            row_weights=W,
+            reduction=reduction,
+        ),
+    )
+    for reduction in ("mean", "none")
+}
+
 # One of each family: what the longer suites run every time; the rest is behind their marker.
 OFTEN = (
     "labels, classes kept",
@@ -270,4 +313,5 @@ OFTEN = (
     "distributions, everything, none",
     "tokens, mean",
     "vocab, none",
+    "distillation, forward",
 )

@@ -144,6 +144,19 @@ def log_divergence_rows(dtype: str) -> Rows:
     return logs
 
 
+def taught_rows(dtype: str) -> Rows:
+    """Students of a teacher that holds class 0 impossible, and teachers at fault."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = {k: Row(r.x, np.log(r.t), r.fault) for k, r in soft_rows(dtype).items()}
+    logs["no mass"] = Row(logs["no mass"].x, logs["no mass"].t, True)  # a teacher of only -inf
+    teacher = [0.0, 2.0, -1.0, 0.5, 0.0, 1.0]
+    for name, value in (("NaN", NAN), ("+inf", INF)):
+        row = np.array(teacher, np.float32)
+        row[1] = value
+        logs[f"teacher with {name}"] = Row([0, 1, 2, 3, 0, 1], row, True)
+    return logs
+
+
 def clean(hostile: Rows, seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Ordinary rows of the same kind."""
     rng = np.random.default_rng(seed)
@@ -246,7 +259,22 @@ def _ldam(logits: Any, labels: Any, **more: Any) -> Any:
     return jxent.imbalance.ldam(_label(logits, labels, **more), labels, margins)
 
 
+_distilled = partial(jxent.distillation.distillation_loss, reduction="none", temperature=2.0)
+_from_teacher = partial(oracle.distillation_loss, reduction="none", temperature=2.0)
+
+
+def distillation(name: str) -> Loss:
+    return Loss(
+        partial(_distilled, divergence=name),
+        taught_rows,
+        partial(_from_teacher, divergence=name),
+        by="student_logits",
+    )
+
+
 LOSSES: dict[str, Loss] = {
+    "distillation_loss, forward": distillation("forward"),
+    "distillation_loss, jsd": distillation("jsd"),
     "cross_entropy, labels": Loss(_training, label_rows, _ce),
     "cross_entropy, distributions": Loss(_training, soft_rows, _ce),
     "softmax_cross_entropy_with_integer_labels": Loss(_label, label_rows, _softmax),

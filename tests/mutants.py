@@ -23,6 +23,7 @@ class Mutant(NamedTuple):
 
 _ULP, _HOSTILE, _LOSSES = "test_accuracy.py", "test_hostile.py", "test_losses.py"
 _TRANSFORMS, _LINEAR, _MEMORY = "test_transforms.py", "test_linear.py", "test_memory.py"
+_DISTILLATION, _REGRESSION = "test_distillation.py", "test_regression.py"
 _ONE_OF_EACH = "test_training_losses and labels"
 
 MUTANTS = [
@@ -330,25 +331,31 @@ MUTANTS = [
         _LINEAR,
         "half_precision or dtypes",
     ),
-    Mutant("_linear/tokens.py", "h_i = selected(keep, h_i)", "pass", _LINEAR, "does_not_count"),
     Mutant(
-        "_linear/tokens.py",
+        "_linear/chunks.py",
+        "selected(keep, pieces.take(p.h, i))",
+        "pieces.take(p.h, i)",
+        _LINEAR,
+        "does_not_count",
+    ),
+    Mutant(
+        "_linear/chunks.py",
         "keep = own if keep is None else keep if own is None else keep & own",
         "pass",
         _LINEAR,
         "every_size",
     ),
     Mutant(
-        "_linear/tokens.py",
-        "db = db + jnp.sum(dz, axis=0)",
-        "db = jnp.sum(dz, axis=0)",
+        "_linear/chunks.py",
+        "db = db + jnp.sum(dz, axis=0, dtype=dtype)",
+        "db = jnp.sum(dz, axis=0, dtype=dtype)",
         _LINEAR,
         "every_option",
     ),
     Mutant(
-        "_linear/tokens.py",
-        "else (g * slope).astype(like.dtype)",
-        "else slope.astype(like.dtype)",
+        "_linear/chunks.py",
+        "else g * slope).astype",
+        "else slope).astype",
         _LINEAR,
         "every_option",
     ),
@@ -505,5 +512,84 @@ MUTANTS = [
         "return w * x",
         _HOSTILE,
         "rows_at_fault and sigmoid and float32-jit",
+    ),
+    # A student beside its teacher.
+    Mutant(
+        "_between.py",
+        "return jnp.where(near, p * (0.5 * x_near * x_near) * series, far)",
+        "return far",
+        _DISTILLATION,
+        "near_the_teacher and forward",
+    ),
+    Mutant(
+        "_between.py",
+        "return jnp.where(near, p * jnp.expm1(jnp.where(near, x, 0)), q - p)",
+        "return q - p",
+        _DISTILLATION,
+        "near_the_teacher and forward",
+    ),
+    Mutant(
+        "_between.py",
+        "jnp.where(x == -jnp.inf, jnp.inf, far)",
+        "far",
+        _DISTILLATION,
+        "impossible_classes",
+    ),
+    Mutant("_between.py", "_told(x)\n    return r", "x\n    return r", _DISTILLATION, "impossible"),
+    Mutant("distillation.py", "T * T * _between", "T * _between", _DISTILLATION, "dense and temp"),
+    Mutant(
+        "distillation.py",
+        "jnp.where(jnp.isfinite(z), T, lax.stop_gradient(T))",
+        "T",
+        _DISTILLATION,
+        "impossible_classes",
+    ),
+    Mutant(
+        "distillation.py",
+        "else sound & ~bad",
+        "else sound",
+        _DISTILLATION,
+        "do_not_count and row_weights",
+    ),
+    Mutant(
+        "_linear/chunks.py",
+        "heard = (g != 0) | jnp.isfinite(losses)",
+        "heard = g == g",
+        _DISTILLATION,
+        "nobody_hears",
+    ),
+    Mutant(
+        "_linear/chunks.py",
+        "jnp.sum(losses if g_i is None else scale(g_i, losses))",
+        "jnp.sum(losses)",
+        _DISTILLATION,
+        "test_linear and none and plain",
+    ),
+    # Continuous targets.
+    Mutant("regression.py", "right = middle > 0", "right = middle > 1e9", _REGRESSION, "hl_gauss"),
+    Mutant("regression.py", "< _NARROW", "< 0", _REGRESSION, "narrow_bins"),
+    Mutant(
+        "regression.py",
+        "((e[1:] - e[:-1]) / sigma.astype(y.dtype)).reshape((1,) * y.ndim + (-1,))",
+        "z[..., 1:] - z[..., :-1]",
+        _REGRESSION,
+        "narrow_bins",
+    ),
+    Mutant(
+        "regression.py",
+        "f = (y - b[i]) / (b[i + 1] - b[i])",
+        "f = (y - b[i]) / (b[1] - b[0])",
+        _REGRESSION,
+        "two_hot and uneven",
+    ),
+    Mutant(
+        "regression.py",
+        "z = (y - mu) * jnp.exp(steep)",
+        "z = (y - mu) ** 2 * jnp.exp(-v)",
+        _REGRESSION,
+        "gaussian or extreme",
+    ),
+    Mutant(
+        "regression.py", "origin = b[b.size // 2]", "origin = 0 * b[0]", _REGRESSION, "expected"
     ),
 ]

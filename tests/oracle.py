@@ -801,3 +801,144 @@ def linear_cross_entropy(
         | back(out.scale["logits"], np.abs(h), np.abs(W))
         | {name: out.scale[name] for name in same},
     )
+
+
+def _log_mixture(share: float, log_p: Array, log_q: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.logaddexp(np.log(share) + log_p, np.log1p(-share) + log_q)
+
+
+def distillation_loss(
+    student_logits: Any,
+    teacher_logits: Any,
+    *,
+    temperature: Any = 1.0,
+    hard_labels: Any = None,
+    alpha: Any = None,
+    divergence: str = "forward",
+    beta: float = 0.5,
+    where: Any = None,
+    ignore_index: int | None = None,
+    row_weights: Any = None,
+    reduction: str = "mean",
+    normalizer: Any = None,
+    cotangent: Any = 1.0,
+) -> Loss:
+    """α T² D(p, q) + (1 − α) nll_y, p and q = softmax of teacher/T and student/T (Hinton, 2015).
+
+    KL(p‖q) = Σ p log(p/q): by q's logits q − p, by p's p (log(p/q) − KL); the mixture's divergence
+    (Lin, 1991) by q's (1−β) q (log(q/m) − KL(q‖m)).
+    """
+    s, t, T = _f64(student_logits), _f64(teacher_logits), float(temperature)
+    kept, mask = _rows_only(where, s.shape)
+    if ignore_index is not None:
+        kept = kept & (np.asarray(hard_labels) != ignore_index)
+    s, t = (np.where(kept[..., None], np.where(mask, z, -np.inf), 0.0) for z in (s, t))
+    r_q, r_p = row(s / T), row(t / T)
+    p, q, log_p, log_q = r_p.p, r_q.p, -r_p.nll, -r_q.nll
+
+    def kl(p: Array, log_p: Array, log_q: Array) -> tuple[Array, Array, Array, Array]:
+        """The divergence, its terms' sum, its slope by p's logits, and that one's scale."""
+        with np.errstate(invalid="ignore"):
+            terms = times(p, log_p - log_q)
+            sizes = np.abs(terms)
+        D, size = terms.sum(-1), sizes.sum(-1)
+        with np.errstate(invalid="ignore"):
+            slope = terms - times(p, D[..., None])
+        return D, size, slope, sizes + times(p, size[..., None])
+
+    if divergence == "forward":
+        D, size, by_t, t_size = kl(p, log_p, log_q)
+        by_s, s_size = q - p, q + p
+    elif divergence == "reverse":
+        D, size, by_s, s_size = kl(q, log_q, log_p)
+        by_t, t_size = p - q, q + p
+    else:
+        log_m = _log_mixture(beta, log_p, log_q)
+        of_p, of_q = kl(p, log_p, log_m), kl(q, log_q, log_m)
+        D, size = (beta * x + (1 - beta) * y for x, y in zip(of_p[:2], of_q[:2], strict=True))
+        by_s, s_size = ((1 - beta) * x for x in of_q[2:])
+        by_t, t_size = (beta * x for x in of_p[2:])
+    by_T = 2 * T * D - times(by_s, s).sum(-1) - times(by_t, t).sum(-1)
+    T_size = 2 * T * size + (times(s_size, np.abs(s)) + times(t_size, np.abs(t))).sum(-1)
+
+    a = 1.0 if hard_labels is None else 0.5 if alpha is None else float(alpha)
+    hard, by_hard, hard_size = np.zeros(D.shape), np.zeros(s.shape), np.zeros(s.shape)
+    if hard_labels is not None:
+        e_y = np.arange(s.shape[-1]) == np.asarray(hard_labels)[..., None]
+        r = row(s)
+        hard = np.where(e_y, r.nll, 0.0).sum(-1)
+        hard = np.where(e_y.any(-1), hard, np.nan)
+        by_hard = np.where(e_y, r.p_minus_1, r.p)
+        hard_size = np.where(e_y, 1 - r.p, r.p)
+    value = times(a * T**2, D) + times(1 - a, hard)
+    value_size = times(a * T**2, size) + times(1 - a, hard)
+
+    w = np.where(kept, 1.0 if row_weights is None else _f64(row_weights), 0.0)
+    g = np.broadcast_to(_f64(cotangent), value.shape if reduction == "none" else ())
+    total, through = np.float64(1), np.float64(0)
+    if reduction == "mean":
+        total = w.sum() if normalizer is None else _f64(normalizer)
+    G = np.where(total == 0, 0, g / np.where(total == 0, 1, total))
+    out, out_size = times(w, value), times(np.abs(w), value_size)
+    if reduction != "none":
+        out, out_size = (G / np.where(g == 0, 1, g) * x.sum() for x in (out, out_size))
+    if reduction == "mean" and normalizer is None:
+        through = -G * out
+    Gw = times(w, G)
+    each = Gw[..., None]
+    gradient = {
+        "student_logits": times(each, a * T * by_s + (1 - a) * by_hard),
+        "teacher_logits": times(each, a * T * by_t),
+        "row_weights": np.where(kept, times(G, value) + through, 0.0),
+        "temperature": times(Gw, a * by_T).sum(),
+        "alpha": times(Gw, T**2 * D - hard).sum(),
+    }
+    scale = {
+        "value": out_size,
+        "student_logits": times(np.abs(each), a * T * s_size + (1 - a) * hard_size),
+        "teacher_logits": times(np.abs(each), a * T * t_size),
+        "row_weights": np.where(kept, times(np.abs(G), value_size) + np.abs(through), 0.0),
+        "temperature": times(np.abs(Gw), a * T_size).sum(),
+        "alpha": times(np.abs(Gw), T**2 * size + hard).sum(),
+    }
+    return Loss(out, gradient, scale)
+
+
+def linear_distillation_loss(
+    student_hidden: Any,
+    student_head: Any,
+    teacher_hidden: Any,
+    teacher_head: Any,
+    *,
+    student_bias: Any = None,
+    teacher_bias: Any = None,
+    head_layout: str = "dv",
+    teacher_head_layout: str | None = None,
+    where: Any = None,
+    **options: Any,
+) -> Loss:
+    """The same of z = h·W + b for each: dh = dz·Wᵀ, dW = hᵀ·dz, db = Σ dz."""
+    names, logits, sides = ("student", "teacher"), [], []
+    layouts = head_layout, teacher_head_layout or head_layout
+    given = (
+        (student_hidden, student_head, student_bias),
+        (teacher_hidden, teacher_head, teacher_bias),
+    )
+    for (h, W, b), layout in zip(given, layouts, strict=True):
+        h, W = _f64(h), _f64(W) if layout == "dv" else _f64(W).T
+        if where is not None:
+            h = np.where(np.asarray(where)[..., None], h, 0.0)
+        logits.append(h @ W + (0.0 if b is None else _f64(b)))
+        sides.append((h, W, layout))
+    out = distillation_loss(*logits, where=where, **options)
+    gradient, scale = dict(out.gradient), dict(out.scale)
+    for name, (h, W, layout) in zip(names, sides, strict=True):
+        for by_name, size in ((gradient, lambda x: x), (scale, np.abs)):
+            dz = by_name.pop(f"{name}_logits")
+            rows = tuple(range(h.ndim - 1))
+            dW = (dz[..., None, :] * size(h)[..., :, None]).sum(rows)
+            by_name[f"{name}_hidden"] = dz @ size(W).T
+            by_name[f"{name}_head"] = dW if layout == "dv" else dW.T
+            by_name[f"{name}_bias"] = dz.sum(rows)
+    return Loss(out.value, gradient, scale)

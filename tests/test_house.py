@@ -24,13 +24,15 @@ LAYERS = [
     ["_product", "_rows", "_weights", "_reduce"],  # one row's mathematics
     ["_sums", "_average", "_bootstrap"],  # many rows': summed, averaged, resampled
     ["_dense"],  # the formula attached to JAX
+    ["_between"],
     ["_linear", "_linear.cut", "_linear.head"],
+    ["_linear.chunks"],
     ["_linear.reference", "_linear.tokens", "_linear.vocab"],
     ["losses", "linear", "softmax", "binary", "divergence", "testing"],  # what people call
     ["imbalance", "robust"],
     ["_figures", "_comparison", "_calibration", "_temperature"],  # what is measured, shown
     ["_classification"],
-    ["information", "metrics", "selection"],
+    ["information", "metrics", "selection", "distillation", "regression"],
     ["regularization"],
     ["gradcheck", "bench", "bench_linear", "demo", "predictions", "scores"],  # programs
     ["report", "cli", "__main__"],

@@ -20,7 +20,8 @@ PROMISE = {"float32": 1e-5, "bfloat16": 1e-5, "float16": 1e-5, "float64": 1e-13}
 
 def check(fn: Any, arguments: Any, cotangent: Any = 1.0, *, cancels: bool = False) -> None:
     """Value, gradients and their dtypes, against the oracle."""
-    said = next(name for name in ("logits", "log_predictions", "hidden") if name in arguments)
+    names = ("logits", "log_predictions", "hidden", "student_logits", "student_hidden")
+    said = next(name for name in names if name in arguments)
     first = arguments[said].dtype
     expected = Case(fn, arguments).expected(cotangent=cotangent)
     value, gradients = value_and_gradients(fn, arguments, np.float32(cotangent))

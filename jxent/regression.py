@@ -1,0 +1,392 @@
+"""Continuous targets: a Gaussian likelihood, or a range of values cut into V classes.
+
+    nll(y) = ½ (ℓ + (y − μ)² e^−ℓ + log 2π)                    ℓ = log σ², σ² = 1 without
+
+With σ² = 1 it is half the squared error and a constant, so squared error *is* the cross-entropy of
+a Gaussian.  The other way is to give each value y a distribution t over V classes, train
+`cross_entropy(logits, t)`, and take its mean again, y = Σ_v t_v b_v:
+
+    two_hot    the two nearest of the class values b_1 < … < b_V, weighed so that Σ t_v b_v = y
+    hl_gauss   the mass of a Gaussian about y in each bin [e_v, e_v+1], of what it has in all bins:
+               t_v = (Φ_{v+1} − Φ_v) / (Φ_V − Φ_0),  Φ_v = Φ((e_v − y)/σ),  b_v = (e_v + e_{v+1})/2
+
+Classes are written as an array, or as (low, high, V): V class values for `two_hot`, V bins for
+`hl_gauss`.  A difference of Φ is taken in the tail where Φ is small, so that it does not cancel,
+and relative to the largest of them, so that it does not vanish.
+"""
+
+import math
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import erfc
+from jaxtyping import Array, Bool, Float
+
+from jxent import _check
+from jxent._dense import loss_dtype
+from jxent._typing import ArrayLike
+
+__all__ = [
+    "gaussian_nll",
+    "two_hot",
+    "hl_gauss",
+    "expected_value",
+    "bin_centers",
+    "count_outside",
+]
+
+Each = Float[Array, "*s"]
+Points = Float[Array, "K"]  # class values or edges of bins, increasing
+# An array of points, or (low, high, how many classes).
+Support = ArrayLike | tuple[float, float, int]
+Outside = Literal["error", "clip"]
+
+_LOG_2PI = math.log(2 * math.pi)
+# σ in widths of a bin, where hl_gauss is not told one.
+_SPREAD = 0.75
+# A bin so narrow that Φ at its ends would cancel is integrated by points of Gauss and Legendre.
+_NARROW = 0.5
+_NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(6)
+
+
+def gaussian_nll(
+    mean: ArrayLike,
+    target: ArrayLike,
+    variance: ArrayLike | None = None,
+    *,
+    log_variance: ArrayLike | None = None,
+) -> jax.Array:
+    """Negative log-likelihood of each target under a Gaussian, in nats.
+
+        nll = ½ (ℓ + (y − μ)² e^−ℓ + log 2π)        ℓ = log σ²
+        ∂/∂μ = −(y − μ) e^−ℓ        ∂/∂ℓ = ½ (1 − (y − μ)² e^−ℓ)
+
+    The constant is always there, so that this is a likelihood and can be compared with others; it
+    is negative where the density is above 1. With σ² = 1 it is ½ (y − μ)² + 0.9189…, and its
+    gradient that of half the squared error. A model that predicts the variance as well is best
+    asked for its logarithm.
+
+    Args:
+      mean: μ, any shape, floating point.
+      target: y, the same shape, numbers of any kind.
+      variance: σ² > 0, the same shape or one number; 1 without.
+      log_variance: ℓ instead of `variance`, the same shape or one number.
+
+    Returns:
+      One number for each target in nats, float32 (float64 for float64 means). NaN where an
+      argument is, or where a traced variance is not positive.
+
+    Raises:
+      TypeError: a mean that is not floating, targets or variances that are not numbers.
+      ValueError: shapes that do not match, a concrete variance that is not positive, both
+        `variance` and `log_variance`.
+
+    Saved for the backward pass: the arguments, and what JAX keeps of arithmetic on them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jxent.regression import gaussian_nll
+      >>> mean, target = jnp.array([0.0, 1.0]), jnp.array([0.0, 3.0])
+      >>> print([f"{nll:.4f}" for nll in gaussian_nll(mean, target)])
+      ['0.9189', '2.9189']
+      >>> print([f"{nll:.4f}" for nll in gaussian_nll(mean, target, 4.0)])
+      ['1.6121', '2.1121']
+
+    Source:
+      Nix and Weigend, *Estimating the Mean and Variance of the Target Probability Distribution*
+      (1994); Goodfellow, Bengio, Courville, *Deep Learning* (2016), §5.5.1.
+    """
+    fn = "gaussian_nll"
+    mu = _check.floats(fn, "mean", mean)
+    y = _check.weights(fn, "target", target, mu.shape)
+    _check.either(fn, "variance", variance, "log_variance", log_variance)
+    one_or_each = partial(_check.one_or_each, fn, shape=mu.shape, other="mean")
+    assert y is not None
+    if log_variance is not None:
+        return _gaussian_nll(mu, y, one_or_each("log_variance", log_variance), logged=True)
+    given = 1.0 if variance is None else variance
+    _check.all_positive(fn, "variance", given)
+    return _gaussian_nll(mu, y, one_or_each("variance", given), logged=False)
+
+
+@partial(jax.jit, static_argnames="logged", inline=True)
+def _gaussian_nll(mu: Each, y: Each, v: Float[Array, "..."], *, logged: bool) -> Each:
+    dtype = loss_dtype(mu.dtype)
+    mu, y, v = mu.astype(dtype), y.astype(dtype), jnp.broadcast_to(v.astype(dtype), mu.shape)
+    if not logged:
+        v = jnp.log(jnp.where(v > 0, v, jnp.nan))
+    # e^−ℓ/2 before the square: its range is twice that of e^−ℓ, and 0 times it is 0.
+    steep = jnp.minimum(-v / 2, 0.99 * math.log(float(jnp.finfo(dtype).max)))
+    z = (y - mu) * jnp.exp(steep)
+    return 0.5 * (v + z * z + _LOG_2PI)
+
+
+def two_hot(values: ArrayLike, bins: Support, *, outside: Outside = "error") -> jax.Array:
+    """Each value as a distribution on the two nearest class values, with the value as its mean.
+
+        t_v = (b_{v+1} − y)/(b_{v+1} − b_v),  t_{v+1} = (y − b_v)/(b_{v+1} − b_v)
+        for b_v ≤ y ≤ b_{v+1}, 0 elsewhere                               Σ_v t_v b_v = y
+
+    Train with `cross_entropy(logits, two_hot(y, bins))`, predict `expected_value(logits, bins)`.
+
+    Args:
+      values: y `[*n]`, numbers.
+      bins: the class values b `[V]`, V ≥ 2, increasing; or a tuple (low, high, V) of V values
+        evenly spaced from low to high.
+      outside: what a value outside [b_1, b_V] is: "error", or "clip" to the nearer end
+        (`count_outside` says how many are).
+
+    Returns:
+      `[*n, V]`, float32 (float64 for float64 values); rows sum to 1. A row is NaN where its value
+      is, and with "error" where a traced value is outside. Differentiable in the values.
+
+    Raises:
+      ValueError: a concrete value outside, with "error"; bins that are not finite and increasing.
+      TypeError: values or bins that are not numbers.
+
+    Saved for the backward pass: targets are seldom differentiated; what JAX keeps of arithmetic.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jxent.regression import expected_value, two_hot
+      >>> t = two_hot(jnp.array([0.25, 2.0]), (0.0, 3.0, 4))
+      >>> print(t)
+      [[0.75 0.25 0.   0.  ]
+       [0.   0.   1.   0.  ]]
+      >>> print(expected_value(t, (0.0, 3.0, 4), probabilities=True))
+      [0.25 2.  ]
+
+    Source:
+      Bellemare, Dabney, Munos, *A Distributional Perspective on Reinforcement Learning*,
+      arXiv:1707.06887, for the projection; Schrittwieser et al., arXiv:1911.08265, as targets.
+    """
+    fn = "two_hot"
+    y, b = _check.number(fn, "values", values), _points(fn, "bins", bins, 0, 2)
+    _check.one_of(fn, "outside", outside, ("error", "clip"))
+    return _two_hot(_within(fn, values, y, b, outside), b)
+
+
+@partial(jax.jit, inline=True)
+def _two_hot(y: Each, b: Points) -> Float[Array, "*s V"]:
+    b = b.astype(y.dtype)
+    i = jnp.clip(jnp.searchsorted(b, y, side="right") - 1, 0, b.size - 2).astype(jnp.int32)
+    f = (y - b[i]) / (b[i + 1] - b[i])
+    classes = jax.lax.broadcasted_iota(jnp.int32, (*y.shape, b.size), y.ndim)
+    f, i = f[..., None], i[..., None]
+    t = jnp.where(classes == i, 1 - f, jnp.where(classes == i + 1, f, 0))
+    return jnp.where(jnp.isnan(y)[..., None] | ~_increasing(b), jnp.nan, t)
+
+
+def hl_gauss(
+    values: ArrayLike,
+    edges: Support,
+    sigma: ArrayLike | None = None,
+    *,
+    outside: Outside = "error",
+) -> jax.Array:
+    """Each value as a Gaussian about it, cut into bins: a histogram target.
+
+        t_v = (Φ((e_{v+1} − y)/σ) − Φ((e_v − y)/σ)) / (Φ((e_V − y)/σ) − Φ((e_0 − y)/σ))
+
+    Train with `cross_entropy(logits, hl_gauss(y, edges))`, predict
+    `expected_value(logits, bin_centers(edges))`. Its mean is y but for the ends, where half of the
+    Gaussian is cut off: leave 3 σ between the values and the ends.
+
+    Args:
+      values: y `[*n]`, numbers.
+      edges: e `[V+1]`, increasing; or a tuple (low, high, V) of V bins of one width.
+      sigma: σ > 0, in the unit of the values, a scalar; 0.75 of the mean width of a bin without.
+      outside: what a value outside [e_0, e_V] is: "error", or "clip" to the nearer end
+        (`count_outside` says how many are).
+
+    Returns:
+      `[*n, V]`, float32 (float64 for float64 values); rows sum to 1. A row is NaN where its value
+      is, and with "error" where a traced value is outside. Differentiable in values and sigma.
+
+    Raises:
+      ValueError: a concrete value outside, with "error"; edges that are not finite and
+        increasing; a concrete sigma that is not positive.
+      TypeError: values, edges or a sigma that are not numbers.
+
+    Saved for the backward pass: targets are seldom differentiated; what JAX keeps of arithmetic.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jxent.regression import bin_centers, expected_value, hl_gauss
+      >>> t = hl_gauss(jnp.array([1.5]), (0.0, 3.0, 3), sigma=0.5)
+      >>> print(t.round(4))
+      [[0.1577 0.6845 0.1577]]
+      >>> print(expected_value(t, bin_centers((0.0, 3.0, 3)), probabilities=True))
+      [1.5]
+
+    Source:
+      Imani and White, *Improving Regression Performance with Distributional Losses*,
+      arXiv:1806.04613; Farebrother et al., *Stop Regressing*, arXiv:2403.03950, for σ.
+    """
+    fn = "hl_gauss"
+    y, e = _check.number(fn, "values", values), _points(fn, "edges", edges, 1, 2)
+    _check.one_of(fn, "outside", outside, ("error", "clip"))
+    s = None if sigma is None else _check.scalar_within(fn, "sigma", sigma, "positive")
+    return _hl_gauss(_within(fn, values, y, e, outside), e, s)
+
+
+@partial(jax.jit, inline=True)
+def _hl_gauss(y: Each, e: Points, sigma: Float[Array, ""] | None) -> Float[Array, "*s V"]:
+    e = e.astype(y.dtype)
+    if sigma is None:
+        sigma = _SPREAD * (e[-1] - e[0]) / (e.size - 1)
+    z = (e.reshape((1,) * y.ndim + e.shape) - y[..., None]) / sigma.astype(y.dtype)
+    # A width from the edges, and not from z, which has been rounded.
+    width = ((e[1:] - e[:-1]) / sigma.astype(y.dtype)).reshape((1,) * y.ndim + (-1,))
+    mass = _mass(z[..., :-1], z[..., 1:], width)
+    t = mass / jnp.sum(mass, axis=-1, keepdims=True)
+    return jnp.where(_increasing(e), t, jnp.nan)
+
+
+def _mass(a: Each, b: Each, width: Float[Array, "*#s"]) -> Each:
+    """Φ(b) − Φ(a) for a < b, to its last digits: Φ(−a) − Φ(−b) where both are large."""
+    middle = (a + b) / 2
+    narrow = width * (1 + jnp.abs(middle)) < _NARROW
+    at = [middle + (0.5 * float(x)) * width for x in _NODES]
+    total = jnp.zeros_like(middle)
+    for x, w in zip(at, _NODE_WEIGHTS, strict=True):
+        total = total + float(w) * jnp.exp(-0.5 * x * x)
+    by_points = (width / math.sqrt(8 * math.pi)) * total
+    right = middle > 0
+    lower, upper = jnp.where(right, -b, a), jnp.where(right, -a, b)
+    phi = lambda x: 0.5 * erfc(x * -math.sqrt(0.5))  # noqa: E731
+    return jnp.where(narrow, by_points, phi(upper) - phi(lower))
+
+
+def expected_value(logits: ArrayLike, bins: Support, *, probabilities: bool = False) -> jax.Array:
+    """The mean Σ_v p_v b_v of a predicted distribution: what a classifier of values predicts.
+
+    Args:
+      logits: `[*n, V]`, floating point; p = softmax(logits).
+      bins: the class values b `[V]`, or (low, high, V), as in `two_hot`; `bin_centers(edges)` for
+        targets of `hl_gauss`.
+      probabilities: the first argument is p itself. It need not sum to 1 exactly and is divided by
+        its sum.
+
+    Returns:
+      `[*n]`, float32 (float64 for float64 logits). NaN in a row at fault.
+
+    Raises:
+      ValueError: as many bins as classes are wanted; bins that are not finite and increasing.
+      TypeError: logits that are not floating.
+
+    Saved for the backward pass: what JAX keeps of a softmax and a product.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jxent.regression import expected_value
+      >>> print(expected_value(jnp.zeros((1, 5)), (0.0, 8.0, 5)))
+      [4.]
+
+    Source:
+      Farebrother et al., *Stop Regressing*, arXiv:2403.03950.
+    """
+    fn = "expected_value"
+    z, b = _check.logits(fn, logits), _points(fn, "bins", bins, 0, 1)
+    _check.as_many_bins(fn, z, b.size)
+    return _expected_value(z, b, probabilities=probabilities)
+
+
+@partial(jax.jit, static_argnames="probabilities", inline=True)
+def _expected_value(z: Float[Array, "*s V"], b: Points, *, probabilities: bool) -> Each:
+    z = z.astype(loss_dtype(z.dtype))
+    b = b.astype(z.dtype)
+    p = z / jnp.sum(z, axis=-1, keepdims=True) if probabilities else jax.nn.softmax(z, axis=-1)
+    # About a value in the middle: an offset that all bins share then costs no digits.
+    origin = b[b.size // 2]
+    mean = origin + jnp.sum(p * (b - origin).reshape((1,) * (z.ndim - 1) + b.shape), axis=-1)
+    return jnp.where(_increasing(b), mean, jnp.nan)
+
+
+def bin_centers(edges: Support) -> jax.Array:
+    """The middle of each bin, (e_v + e_{v+1})/2: the class values of `hl_gauss`.
+
+    Args:
+      edges: e `[V+1]`, increasing; or a tuple (low, high, V) of V bins of one width.
+
+    Returns:
+      `[V]`, float32 (float64 for float64 edges).
+
+    Raises:
+      ValueError: edges that are not finite and increasing.
+      TypeError: edges that are not numbers.
+
+    Saved for the backward pass: nothing.
+
+    Example:
+      >>> from jxent.regression import bin_centers
+      >>> print(bin_centers((0.0, 3.0, 3)))
+      [0.5 1.5 2.5]
+
+    Source:
+      Farebrother et al., *Stop Regressing*, arXiv:2403.03950.
+    """
+    e = _points("bin_centers", "edges", edges, 1, 2)
+    return e[:-1] + (e[1:] - e[:-1]) / 2
+
+
+def count_outside(values: ArrayLike, support: Support) -> jax.Array:
+    """How many values lie outside the support: what "clip" moves to an end.
+
+    Args:
+      values: `[*n]`, numbers. NaN is neither inside nor outside.
+      support: the bins of `two_hot` or the edges of `hl_gauss`, or (low, high, V).
+
+    Returns:
+      An int32 scalar.
+
+    Raises:
+      ValueError: a support that is not finite and increasing.
+      TypeError: not numbers.
+
+    Saved for the backward pass: nothing; this is not differentiated.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jxent.regression import count_outside
+      >>> print(count_outside(jnp.array([-1.0, 0.0, 2.0, 7.0]), (0.0, 5.0, 51)))
+      2
+
+    Source:
+      A count; why it matters: Farebrother et al., *Stop Regressing*, arXiv:2403.03950, §4.
+    """
+    fn = "count_outside"
+    y, b = _check.number(fn, "values", values), _points(fn, "support", support, 0, 2)
+    y = y.astype(loss_dtype(y.dtype))
+    return jnp.sum(_outside(y, b.astype(y.dtype)), dtype=jnp.int32)
+
+
+def _outside(y: Each, b: Points) -> Bool[Array, "*s"]:
+    return (y < b[0]) | (y > b[-1])
+
+
+def _increasing(b: Points) -> Bool[Array, ""]:
+    return jnp.all(b[1:] > b[:-1]) & jnp.all(jnp.isfinite(b))
+
+
+def _points(fn: str, name: str, x: Support, more: int, least: int) -> Points:
+    """Points as given, or V + more of them evenly spaced; at least `least`."""
+    if isinstance(x, tuple):
+        low, high, classes = _check.spacing(fn, name, x, least - more)
+        return jnp.asarray(np.linspace(low, high, classes + more))
+    return _check.points(fn, name, x, least)
+
+
+def _within(fn: str, given: ArrayLike, y: Each, b: Points, outside: Outside) -> Each:
+    """The values in the dtype of the targets, clipped, or NaN where they are outside."""
+    y = y.astype(loss_dtype(y.dtype))
+    b = b.astype(y.dtype)
+    if outside == "clip":
+        return jnp.clip(y, b[0], b[-1])
+    bad = _outside(y, b)
+    _check.values_within(fn, given, bad, b)
+    _check.traced_entries(fn, "values", y, ~bad, "is outside the support")
+    return jnp.where(bad, jnp.nan, y)
