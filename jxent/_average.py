@@ -3,6 +3,8 @@
 mean = Σ w x / Σ w        each sum in two floats, see `_sums`
 """
 
+from __future__ import annotations
+
 from functools import partial, reduce
 from typing import Any, NamedTuple
 

@@ -4,6 +4,8 @@ curve: in each bin of confidence, Σ w confidence / Σ w against Σ w hit / Σ w
 error = Σ_bins |Σ w hit − Σ w confidence| / Σ w
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp

@@ -4,6 +4,8 @@ Each sum is kept in two floats (`_sums`); what they come to is divided and expon
 the end.  The formulas are in `metrics`.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from functools import partial

@@ -1,5 +1,7 @@
 """What a comparison of models says: as numbers, in words, as a table, as a picture."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

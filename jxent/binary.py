@@ -20,6 +20,8 @@ The focal loss weighs it by u = 1 − p_t = (1 − y) σ(x) + y σ(−x) and A =
 is right and sure.  Between the passes only the inputs are kept.
 """
 
+from __future__ import annotations
+
 import math
 from functools import partial
 from typing import Any, NamedTuple

@@ -14,6 +14,8 @@ that α keeps its meaning when T changes.  For the forward divergence
 The teacher has a gradient as real as the student's; `jax.lax.stop_gradient` freezes it.
 """
 
+from __future__ import annotations
+
 import math
 from functools import partial
 from typing import Any, NamedTuple

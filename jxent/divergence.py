@@ -11,6 +11,8 @@ of ±∞ is told as the largest number, so that 0·∞ is 0 after it.  Between t
 are kept.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

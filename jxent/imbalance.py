@@ -17,6 +17,8 @@ head needs no logits for it.  A margin needs nothing but the row's loss nll = âˆ
 What is computed of r has only terms â‰¥ 0, so neither slope cancels or overflows.
 """
 
+from __future__ import annotations
+
 import math
 from functools import partial
 

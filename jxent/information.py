@@ -16,6 +16,8 @@ number, so that 0·∞ is 0 after it, in every mode and to any order.  A row wit
 To train a model, use the losses on logits: they never take the logarithm of a rounded probability.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from functools import partial, reduce

@@ -1,5 +1,7 @@
 """Losses of a projection whose logits are never stored."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from functools import partial

@@ -1,5 +1,7 @@
 """The training loss: checks, weights, rows, reduction, in that order."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

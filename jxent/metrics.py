@@ -17,6 +17,8 @@ among its logits) makes every number NaN: it is not left out in silence.  What w
 row is 0/0, NaN.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any
 

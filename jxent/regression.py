@@ -15,6 +15,8 @@ Classes are written as an array, or as (low, high, V): V class values for `two_h
 and relative to the largest of them, so that it does not vanish.
 """
 
+from __future__ import annotations
+
 import math
 from functools import partial
 from typing import Literal

@@ -7,6 +7,8 @@ A gradient of a gradient goes through the custom rules a second time: those of j
 any order, `linear_cross_entropy`'s too, and store no logits then either.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from typing import Any

@@ -13,6 +13,8 @@ The first is a function of nll alone, so it keeps the digits of confident rows. 
 not a difference: where p > m it is (1 − m) σ(x) (1 − e^(x₀−x)), x₀ being where σ(x₀) = m.
 """
 
+from __future__ import annotations
+
 import math
 from functools import partial
 

@@ -11,6 +11,8 @@ Without weights and groups, s is the ordinary standard error of a paired mean.  
 float64 NumPy; the resampling is JAX's.  What differences of no more than rounding say is: nothing.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 import numpy as np

@@ -4,6 +4,8 @@ Rows are not reduced, and every transformation of JAX applies: jvp, linearize, j
 as well as grad.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from functools import partial
 

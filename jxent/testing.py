@@ -1,5 +1,7 @@
 """Checks for your own losses: gradients against a reference, bad labels found under jit."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar

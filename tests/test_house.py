@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+import jaxtyping
 import pytest
 
 import jxent
@@ -136,6 +138,11 @@ def test_there_is_something_public():
     assert len(PUBLIC) >= 13
 
 
+def test_shapes_are_checked_in_tests():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        jxent.imbalance._ldam(jnp.zeros(3), jnp.zeros(4, int), jnp.zeros(2))
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_names_are_in_the_readme(name):
     assert re.search(rf"\b{re.escape(name.removeprefix('jxent.'))}\b", README)
@@ -157,7 +164,7 @@ def test_names_are_in_the_package_docstring(name):
 @pytest.mark.parametrize("name", PUBLIC)
 def test_docstrings_have_every_section(name):
     doc = inspect.getdoc(PUBLIC[name]) or ""
-    returns = inspect.signature(PUBLIC[name]).return_annotation is not None
+    returns = inspect.signature(PUBLIC[name]).return_annotation not in (None, "None")
     wanted = ["Args:", "Raises:", "Saved for the backward pass:", "Example:", "Source:"]
     if inspect.isclass(PUBLIC[name]):  # what a class raises and returns, its methods say
         wanted, returns = ["Args:", "Example:", "Source:"], False
@@ -175,6 +182,13 @@ PUBLIC_METHODS = {
     for inner, member in vars(cls).items()
     if not inner.startswith("_") and isinstance(member, types.FunctionType | classmethod)
 }
+
+
+@pytest.mark.parametrize("name", [*PUBLIC, *PUBLIC_METHODS])
+def test_signatures_can_be_read(name):
+    """`help()` shows the types by their names, not what they stand for."""
+    signature = str(inspect.signature((PUBLIC | PUBLIC_METHODS)[name]))
+    assert "jaxlib" not in signature and "Union[" not in signature and "ndarray" not in signature
 
 
 @pytest.mark.parametrize("name", PUBLIC_METHODS)
