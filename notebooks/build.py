@@ -146,7 +146,7 @@ def draw(path: Path) -> None:
     if not chosen:
         return
     resolution = nbformat.v4.new_code_cell(
-        'import matplotlib\nmatplotlib.rcParams["figure.dpi"] = 90'
+        'import matplotlib\nmatplotlib.rcParams["figure.dpi"] = 110'
     )
     notebook.cells.insert(0, resolution)
     where = {"metadata": {"path": str(HERE)}}
