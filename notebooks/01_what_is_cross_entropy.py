@@ -271,8 +271,8 @@ print("−log_softmax", by_log_softmax)
 np.testing.assert_allclose(by_log_softmax, [0, 100, 105], rtol=1e-5, atol=1e-5)
 
 # %% [markdown]
-# That cures the overflow. One weakness is left: when the model is confident and right, lse and $z_y$
-# are nearly the same number, and their difference is what rounding leaves. With
+# That cures the overflow. One weakness is left: when the model is confident and right, lse and
+# $z_y$ are nearly the same number, and their difference is what rounding leaves. With
 # $S = \sum_{v:\, z_v < m} e^{z_v - m}$ (and 1 more for every further class that ties with the
 # largest) the difference need not be taken:
 #
@@ -341,16 +341,14 @@ for (name, losses), color in zip(row_losses.items(), (RED, BLUE), strict=True):
             print(f"{name}'s {what} is 0 from a gap of {gaps[np.argmax(size == 0)]:.0f} on")
         if name == "jxent":
             assert (size > 0).all()
-for ax, values, title in zip(
-    axes, right.T, ("Loss, float32", "Its gradient, float32"), strict=True
-):
+ticks = {1: "1", 1e-10: "$10^{-10}$", 1e-20: "$10^{-20}$", 1e-30: "$10^{-30}$", bottom: "0"}
+for ax, values in zip(axes, right.T, strict=True):
     ax.plot(gaps, values, color="black", linestyle=":", linewidth=2, label="exact")
-    ax.set(yscale="log", xlabel="label's logit above the nine others", title=title)
-    ax.set_yticks(
-        [1, 1e-10, 1e-20, 1e-30, bottom], ["1", "$10^{-10}$", "$10^{-20}$", "$10^{-30}$", "0"]
-    )
+    ax.set(yscale="log", xlabel="label's logit above the nine others")
+    ax.set_yticks(list(ticks), ticks.values(), minor=False)
     ax.minorticks_off()
-axes[0].set(ylabel="size (nats)")
+axes[0].set(ylabel="size (nats)", title="Loss, float32")
+axes[1].set(title="Its gradient, float32")
 axes[1].legend(frameon=False, loc="upper right")
 fig.tight_layout()
 
