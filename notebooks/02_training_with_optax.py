@@ -364,10 +364,11 @@ ax.legend(frameon=False)
 fig.tight_layout()
 
 # %% [markdown]
-# The bands are the range over seeds. Class weights can help here because the held-out rows are not
-# thinned: the weights undo the difference between the two sets. Smoothing pulls every $p_y$ back
-# from 1, to the first row of the table above; that can pay where a model grows too sure, and costs
-# held-out cross-entropy where it does not. The training loss cannot tell which; this curve can.
+# The bands are the range over seeds of the initial weights. Class weights can help here because the
+# held-out rows are not thinned: the weights undo the difference between the two sets. Smoothing
+# pulls every $p_y$ back from 1, to the first row of the table above; that can pay where a model
+# grows too sure, and costs held-out cross-entropy where it does not. The training loss cannot tell
+# which; this curve can.
 
 # %% [markdown]
 # ## Masks: rows that do not count
@@ -571,8 +572,8 @@ fig.tight_layout()
 # The left picture leaves the class weights out, so that it can be read in rows; on the right,
 # distances are divided by how far the full batch's run has come from the initial weights.
 #
-# `optax.MultiSteps` does the accumulation inside the optimiser. It takes the mean of the gradients it is given; have it take
-# the sum, and pass the normalizer of the whole group:
+# `optax.MultiSteps` does the accumulation inside the optimiser. It takes the mean of the gradients
+# it is given; have it take the sum, and pass the normalizer of the whole group:
 
 # %%
 every = optax.MultiSteps(optax.sgd(0.1), every_k_schedule=MICRO, use_grad_mean=False)
