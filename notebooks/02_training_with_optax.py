@@ -1,3 +1,11 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # Training with optax
 #
@@ -19,6 +27,30 @@
 # $$
 
 # %% tags=["install"]
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+packages = {  # module: what pip installs
+    "jxent": "..",
+    "equinox": "equinox",
+    "flax": "flax",
+    "matplotlib": "matplotlib",
+    "sklearn": "scikit-learn",
+}
+missing = [package for module, package in packages.items() if find_spec(module) is None]
+if missing:
+    # What is here stays as it is: an accelerator's plugin fits one version of JAX only.
+    here = ["jax", "jaxlib", "numpy", "optax", "flax"]
+    pins = [f"{name}=={version(name)}" for name in here if find_spec(name)]
+    constraints = Path(tempfile.mkdtemp(), "constraints.txt")
+    constraints.write_text("\n".join(pins))
+    pip = [sys.executable, "-m", "pip", "install", "-q", "-c", str(constraints)]
+    subprocess.run([*pip, *missing], check=True)
+
 import jxent
 
 # %%
@@ -301,7 +333,7 @@ chex.assert_trees_all_close(
 kept = (y < 5) | (rng.random(len(y)) < 0.2)
 few_x, few_y = jnp.asarray(x[kept]), jnp.asarray(y[kept])
 counts = np.bincount(few_y, minlength=CLASSES)
-balanced = (len(few_y) / (CLASSES * counts)).astype(np.float32)
+balanced = jxent.imbalance.balanced_class_weights(counts)
 equal = np.ones(CLASSES, np.float32)
 
 print("rows of each class  ", " ".join(f"{n:5d}" for n in counts))
