@@ -601,9 +601,17 @@ BIG = dict(n=96, d=16, v=640)
 PIECE = 32
 
 
-def traced(way: str, wrt: tuple[int, ...], layout: str = "dv", order: int = 1, **more: Any) -> Any:
+def traced(
+    way: str,
+    wrt: tuple[int, ...],
+    layout: str = "dv",
+    order: int = 1,
+    dtype: Any = jnp.float32,
+    **more: Any,
+) -> Any:
     shape = (BIG["d"], BIG["v"]) if layout == "dv" else (BIG["v"], BIG["d"])
-    arguments = (jnp.ones((BIG["n"], BIG["d"])), jnp.ones(shape), jnp.ones(BIG["v"]))
+    shapes = (BIG["n"], BIG["d"]), shape, (BIG["v"],)
+    arguments = tuple(jnp.ones(shape, dtype) for shape in shapes)
     labels = jnp.zeros(BIG["n"], jnp.int32)
 
     def f(h, w, b):
@@ -656,12 +664,14 @@ def largest(jaxpr: Any) -> int:
     return max(sizes)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("options", ["plain", "everything"])
 @pytest.mark.parametrize("way", ["tokens", "vocab"])
-def test_no_array_of_all_logits(way, options, order):
-    """Of any dtype, in the loss, its gradient, and the gradient of that."""
+def test_no_array_of_all_logits(way, options, order, dtype):
+    """Of operands and arrays of any dtype, in the loss, its gradient, and the gradient of that."""
     more = dict(label_smoothing=0.1, z_loss=0.1, logit_softcap=5.0) if options != "plain" else {}
+    more["dtype"] = dtype
     held = {"tokens": PIECE * BIG["v"], "vocab": PIECE * BIG["n"]}[way]
     assert largest(traced(way, (0, 1), order=order, **more)) <= held
     whole = largest(traced("reference", (0, 1), order=order, **more))
