@@ -211,8 +211,8 @@ for options in ({}, many_options):
 # are picked in one place, so that a tied embedding can take its seat later.
 
 # %%
-STEPS, BATCH = (50, 256) if FAST else (250, 512)
-schedule = optax.cosine_decay_schedule(1e-2 if FAST else 5e-3, STEPS)
+STEPS, BATCH = (50, 256) if FAST else (200, 512)
+schedule = optax.cosine_decay_schedule(1e-2, STEPS)
 optimizer = optax.adam(schedule)
 
 
@@ -330,7 +330,7 @@ ways = {
     'linear_cross_entropy, "vocab"': partial(after, implementation="vocab"),
 }
 N, FEATURES = 16384, 256
-vocabularies = [2**12, 2**16] if FAST else [2**k for k in range(10, 19, 2)]
+vocabularies = [2**12, 2**16] if FAST else [2**10, 2**13, 2**16, 2**18]
 labels_shape = jax.ShapeDtypeStruct((N,), jnp.int32)
 hidden_shape = jax.ShapeDtypeStruct((N, FEATURES), jnp.float32)
 memory = {name: [] for name in ways}
@@ -638,8 +638,7 @@ for name, program in zip(("one device", "each of them"), programs, strict=True):
     analysis = program.memory_analysis()
     if analysis is not None:
         print(f"{name}: {analysis.temp_size_in_bytes / 2**20:.1f} MiB temporary")
-gathers = programs[1].as_text().count("all-gather(")
-print("all-gathers in the program:", gathers)
+assert "all-gather" not in programs[1].as_text()
 
 # %% [markdown]
 # What goes from device to device is a few numbers a row and the gradient of the hidden states, and
