@@ -174,15 +174,15 @@ print(f"{'class shares only':20}{jxent.information.entropy(share):10.4f}")
 
 for name, s in summaries.items():
     by_hand = -np.mean(np.asarray(log_p[name], np.float64)[np.arange(N), y])
-    chex.assert_trees_all_close(float(s.log_loss), by_hand, rtol=1e-5)
+    chex.assert_trees_all_close(float(s.log_loss), by_hand, rtol=1e-4)
 
 # %% [markdown]
 # The last line is what a model pays that knows only how frequent each class is: the entropy of the
 # shares. Anything above it is worse than knowing nothing of the picture.
 #
 # A word of warning about a number that looks the same. scikit-learn's `log_loss` takes
-# probabilities, and clips them at the rounding error of their dtype: no row costs more than 36
-# nats in float64, or 16 in float32. A model that is wrong and very sure may be let off.
+# probabilities, and clips them at the rounding error of their dtype: a row costs at most
+# about 36 nats in float64, and 16 in float32. A model that is wrong and very sure may be let off.
 
 # %%
 print(f"{'':12}{'true':>8}{'sklearn, float64':>18}{'float32':>10}{'worst row':>11}   (nats)")
@@ -204,7 +204,7 @@ for name in ("MLP", "naive Bayes"):
 row_losses = {name: jxent.cross_entropy(each, y, reduction="none") for name, each in log_p.items()}
 colours = dict(zip(row_losses, (BLUE, ORANGE, GREEN, "#CC79A7", "#000000"), strict=True))
 
-fig, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
+fig, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
 for name, losses in row_losses.items():
     percent = 100 * (np.arange(N) + 0.5) / N
     ax.plot(percent, np.sort(losses), color=colours[name], label=name, linewidth=2)
@@ -213,7 +213,7 @@ ax.set_ylim(1e-6, 100)
 ax.set(xlabel="held-out rows, sorted (%)", ylabel="loss of the row (nats)")
 ax.axhline(math.log(V), color=GREY, linestyle="--", linewidth=1)
 ax.text(1, 1.25 * math.log(V), "a guess: log 10", color=GREY, fontsize=10)
-ax.legend(frameon=False, fontsize=10)
+ax.legend(frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=(1, 1))
 ax.set_title("What each row cost, from the easiest to the hardest")
 plt.show()
 
@@ -225,7 +225,7 @@ plt.show()
 # $$d_i = b_i - a_i, \qquad \bar d = \frac1N\sum_i d_i, \qquad
 # s^2 = \frac{1}{N(N-1)}\sum_i (d_i - \bar d)^2 .$$
 #
-# A row that is hard for one model is hard for the others; in the difference that drops out:
+# A row that is hard for one model is mostly hard for the others; in the difference that drops out:
 #
 # $$\operatorname{Var}(b - a) = \operatorname{Var} a + \operatorname{Var} b
 # - 2\operatorname{Cov}(a, b).$$
@@ -262,8 +262,9 @@ for pair in comparison.with_best:
 # follows skewed differences. The grey bars below are the unpaired ones. Where a grey bar crosses 0
 # and a blue one does not, pairing has made the decision.
 
-# %%
-fig, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
+# %% tags=["gallery"]
+fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+fig.suptitle("How far above the best model, and how sure that is")
 comparison.plot(ax)
 for place, pair in enumerate(comparison.with_best):
     reach = 1.96 * unpaired[pair.worse]
@@ -363,7 +364,8 @@ for name, z in log_p.items():
 # ends, one too sure and one too shy:
 
 # %%
-fig, axes = plt.subplots(1, 2, figsize=(9, 4.8), layout="constrained", sharey=True)
+fig, axes = plt.subplots(1, 2, figsize=(9, 5), layout="constrained", sharey=True)
+fig.suptitle("Before and after a temperature, on rows it was not fitted to")
 for ax, name in zip(axes, ("naive Bayes", "random forest"), strict=True):
     for curve, label in zip(curves[name], ("before", f"after, T = {T[name]:.2f}"), strict=True):
         curve.plot(ax, label=label)
@@ -427,13 +429,14 @@ chex.assert_trees_all_close(
 # The pictures are the rows that decide most in either direction, with the probability each model
 # gave to the label.
 
-# %% tags=["gallery"]
+# %%
 by_difference = np.argsort(a - b)
 deciding = {
-    f"the most for {B}": by_difference[::-1][:5],
-    f"the most for {A}": by_difference[:5],
+    f"most in favour of {B}": by_difference[::-1][:5],
+    f"most in favour of {A}": by_difference[:5],
 }
-fig = plt.figure(figsize=(10, 4.6), layout="constrained")
+fig = plt.figure(figsize=(10, 4.8), layout="constrained")
+fig.suptitle("The rows that decide between A and B")
 grid = fig.add_gridspec(2, 9)
 ax = fig.add_subplot(grid[:, :4])
 least = 1e-4
@@ -524,13 +527,9 @@ readings = (
     ("unigram", "pair", pair_nats, np.full(len(pair_nats), 2)),
 )
 for name, token, nats, sizes in readings:
-    average = jxent.metrics.Average
-    per_token = average.of(jnp.asarray(nats, jnp.float32)).mean()
-    per_byte = average.of(
-        jnp.asarray(nats / sizes, jnp.float32), jnp.asarray(sizes, jnp.float32)
-    ).mean()
-    bits = float(jxent.information.nats_to_bits(per_byte))
-    table.append((name, token, float(jnp.exp(per_token)), bits))
+    per_byte = jxent.metrics.Average.of((nats / sizes).astype(np.float32), sizes.astype(np.float32))
+    bits = float(jxent.information.nats_to_bits(per_byte.mean()))
+    table.append((name, token, math.exp(np.mean(nats)), bits))
 
 print(f"{'model':10}{'token':8}{'perplexity per token':>22}{'bits per byte':>16}")
 for name, token, perplexity, bits in table:
@@ -597,7 +596,7 @@ for count in range(1, len(columns) + 1):
     )
 
 # %% [markdown]
-# The loss on the fitted rows only goes down. The others go up again where a feature costs more
+# The loss on the fitted rows only goes down. The others can go up again, where a feature costs more
 # than it brings. Where held-out rows can be had, use them: they need no theory.
 #
 # ## Why not train with squared error?
@@ -628,27 +627,25 @@ value_and_slope = {
     loss: jax.jit(jax.vmap(jax.value_and_grad(loss), in_axes=(0, None)))(z, 1.0)
     for loss in (cross_entropy, squared_error)
 }
-chex.assert_trees_all_close(value_and_slope[cross_entropy][1], p - 1, atol=1e-6)
-chex.assert_trees_all_close(value_and_slope[squared_error][1], (p - 1) * p * (1 - p), atol=1e-6)
+chex.assert_trees_all_close(value_and_slope[cross_entropy][1], p - 1, atol=1e-5)
+chex.assert_trees_all_close(value_and_slope[squared_error][1], (p - 1) * p * (1 - p), atol=1e-5)
 
 fig, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained")
 axes[0].plot(z, p, color="#000000", label="σ(z)")
-axes[0].plot(z, p * (1 - p), color=ORANGE, label="its slope, p(1 − p)")
-axes[0].set(xlabel="logit z", title="The sigmoid saturates")
-for loss, colour, name in (
-    (cross_entropy, BLUE, "cross-entropy (nats)"),
-    (squared_error, ORANGE, "squared error"),
-):
+axes[0].plot(z, p * (1 - p), color=ORANGE, label="p(1 − p)")
+axes[0].set(xlabel="logit z", title="The sigmoid and its slope")
+loss_names = {cross_entropy: "cross-entropy", squared_error: "squared error"}
+for (loss, name), colour in zip(loss_names.items(), (BLUE, ORANGE), strict=True):
     value, slope = value_and_slope[loss]
     axes[1].plot(z, value, color=colour, label=name)
     axes[2].plot(z, slope, color=colour, label=name)
-axes[1].set(xlabel="logit z, label 1", title="The loss")
+axes[1].set(xlabel="logit z, label 1", title="The loss (nats, for cross-entropy)")
 axes[2].set(xlabel="logit z, label 1", title="Its gradient ∂ℓ/∂z")
 axes[2].annotate(
     "sure, wrong,\nand no gradient", (-8.5, -0.003), (-9.5, -0.55), arrowprops={"arrowstyle": "->"}
 )
-for ax in axes[:2]:
-    ax.legend(frameon=False, fontsize=10)
+for ax, place in zip(axes, ("upper left", "upper right"), strict=False):
+    ax.legend(frameon=False, fontsize=10, loc=place)
 plt.show()
 
 # %% [markdown]
@@ -663,8 +660,8 @@ of_squared_error = jax.jit(jax.grad(lambda z: 0.5 * jnp.sum((jax.nn.softmax(z) -
 
 p = np.asarray(jax.nn.softmax(z))
 J = np.diag(p) - np.outer(p, p)
-chex.assert_trees_all_close(of_cross_entropy, p - e_y, atol=1e-6)
-chex.assert_trees_all_close(of_squared_error, J @ (p - e_y), atol=1e-6)
+chex.assert_trees_all_close(of_cross_entropy, p - e_y, atol=1e-5)
+chex.assert_trees_all_close(of_squared_error, J @ (p - e_y), atol=1e-5)
 print("of the cross-entropy", [f"{g:.4f}" for g in of_cross_entropy])
 print("of the squared error", [f"{g:.4f}" for g in of_squared_error])
 
@@ -716,14 +713,14 @@ for loss in (cross_entropy, squared_error):
     descents[loss], accuracy = sgd(loss, biases, rates)
     for bias, of_sgd, of_adam in zip(biases, accuracy, adam(loss, biases)[1], strict=True):
         shares = "".join(f"{share:11.1%}" for share in (*of_sgd, of_adam))
-        print(f"{loss.__name__:15}, bias {bias:5.1f}{shares}")
+        print(f"{loss_names[loss]:15}  bias {bias:5.1f}{shares}")
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", sharey=True)
 for start, (ax, bias) in enumerate(zip(axes, biases, strict=True)):
     for loss, colour in ((cross_entropy, BLUE), (squared_error, ORANGE)):
         for curve, rate, line in zip(descents[loss][start], rates, (":", "--", "-"), strict=True):
-            name = f"{loss.__name__.replace('_', ' ')}, rate {rate:g}"
+            name = f"{loss_names[loss]}, rate {rate:g}"
             ax.plot(curve, color=colour, linestyle=line, label=name, linewidth=2)
     ax.set_yscale("log")
     ax.set(xlabel="step", title=f"Start at bias {bias:g}".replace("-", "−"))
@@ -809,7 +806,7 @@ for ax, predict, outputs in zip(axes, (one_sigma, each_sigma), (1, 2), strict=Tr
     ax.plot(u, mean, color=BLUE)
     ax.fill_between(u, mean - 2 * sigma, mean + 2 * sigma, color=BLUE, alpha=0.2, label="μ ± 2σ")
     words = predict.__name__.replace("_", " ").replace("sigma", "σ")
-    ax.set(xlabel="x", title=f"{words}: {nll:.3f} nats, held out")
+    ax.set(xlabel="x", title=f"{words}: {nll:.3f} nats, held out".replace("-", "−"))
     ax.legend(frameon=False, fontsize=10, loc="upper left")
 axes[0].set_ylabel("y")
 plt.show()
@@ -844,7 +841,7 @@ plt.show()
 # %%
 J, TEST, HIDDEN = (4, 0.25, 16) if FAST else (15, 0.25, 32)
 data = load_diabetes()
-inputs = jnp.asarray((data.data - data.data.mean(0)) / data.data.std(0), jnp.float32)
+inputs = ((data.data - data.data.mean(0)) / data.data.std(0)).astype(np.float32)
 targets = ((data.target - data.target.mean()) / data.target.std()).astype(np.float32)
 assert int(jxent.regression.count_outside(targets, edges)) == 0
 bins = hl_gauss(targets, edges)
@@ -854,6 +851,16 @@ bin_of = np.floor((targets + 4) / width).astype(np.int32)
 test_rows = np.zeros((J, len(targets)), bool)
 for split, (_, rows) in enumerate(ShuffleSplit(J, test_size=TEST, random_state=0).split(inputs)):
     test_rows[split, rows] = True
+
+
+def least_squares(test):
+    """The linear model; its σ is that of the training rows."""
+    X = np.column_stack([inputs, np.ones(len(inputs), np.float32)])
+    coefficients, *_ = np.linalg.lstsq(X[~test], targets[~test])
+    mean = X @ coefficients
+    errors = (mean - targets) ** 2
+    nll = np.asarray(gaussian_nll(mean, targets, np.mean(errors[~test])))
+    return np.mean(nll[test]), np.mean(errors[test])
 
 
 def gaussian(predict):
@@ -886,12 +893,12 @@ def one_split(params, keep, loss, test):
 
 
 regressors = {
-    "linear, one σ": ((10, 1), *gaussian(one_sigma)),
     "MLP, one σ": ((10, HIDDEN, 1), *gaussian(one_sigma)),
     "MLP, each its σ": ((10, HIDDEN, 2), *gaussian(each_sigma)),
     "MLP, HL-Gauss": ((10, HIDDEN, 32), histogram_loss, histogram_test),
 }
-held_out_nll, held_out_mse = {}, {}
+held_out_nll, held_out_mse = np.array([least_squares(test) for test in test_rows]).T
+held_out_nll, held_out_mse = {"least squares": held_out_nll}, {"least squares": held_out_mse}
 for name, (sizes, loss, test) in regressors.items():
     layers = init(np.random.default_rng(0), sizes, J)
     layers[-1]["W"] *= 0.1  # begin near the mean, or near equal bins
@@ -899,7 +906,7 @@ for name, (sizes, loss, test) in regressors.items():
     held_out_nll[name], held_out_mse[name] = one_split(params, ~test_rows, loss, test)
 
 print(f"{'':18}{'nll (nats)':>12}{'mean squared error':>22}    mean ± std over {J} splits")
-for name in regressors:
+for name in held_out_nll:
     nll, mse = held_out_nll[name], held_out_mse[name]
     print(f"{name:18}{nll.mean():8.3f} ± {nll.std():.3f}{mse.mean():13.3f} ± {mse.std():.3f}")
 
@@ -911,11 +918,12 @@ for name in regressors:
 print(jxent.selection.compare(held_out_nll, test_fraction=TEST))
 
 # %% [markdown]
-# The table and the verdict are what this data set has to say: a few hundred rows, with noise that
-# is not much smaller than the signal. Where a difference is not called real, take the simpler
-# model. HL-Gauss was proposed for large networks trained on noisy, shifting targets (values in
-# reinforcement learning); it is one line to try, and small tabular data are not where to expect
-# much of it.
+# Read the two columns together. The nll punishes what is sure and wrong: a network that names a σ
+# for every row can learn to be too sure of the rows it was trained on, and its squared error
+# hardly shows it. HL-Gauss is a classifier, so its confidence can be looked at and tempered like
+# any other's. But these are few rows with much noise, and all networks were trained for the same
+# number of steps, tuned for none of them: other data may rank them otherwise. Where a difference
+# is not called real, take the simpler model.
 #
 # ## Outside a notebook
 #
