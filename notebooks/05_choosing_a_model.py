@@ -227,8 +227,8 @@ plt.show()
 #
 # A row that is hard for one model is mostly hard for the others; in the difference that drops out:
 #
-# $$\operatorname{Var}(b - a) = \operatorname{Var} a + \operatorname{Var} b
-# - 2\operatorname{Cov}(a, b).$$
+# $$\operatorname{Var}(b - a) =
+# \operatorname{Var} a + \operatorname{Var} b - 2\operatorname{Cov}(a, b).$$
 #
 # Comparing two means each with its own standard error leaves the last term out.
 
@@ -286,7 +286,7 @@ plt.show()
 # %% [markdown]
 # ### Many pairs: Holm's correction
 #
-# Five models make ten pairs, and of ten fair tests one is more easily "significant" than of one.
+# Five models make ten pairs, and one of ten tests is "significant" by luck more easily than one.
 # Holm's method multiplies the smallest p value by the number of pairs, the next by one less, and
 # so on. `compare` gives both, and calls a difference *real* by the corrected one.
 
@@ -608,8 +608,8 @@ for count in range(1, len(columns) + 1):
 # \qquad\qquad
 # \ell = \tfrac12 (p-y)^2: \quad \frac{\partial\ell}{\partial z} = (p - y)\,p(1-p).$$
 #
-# The factor p(1 − p) is the slope of the sigmoid. Where the model is sure it is 0, also where the
-# model is sure and wrong.
+# The factor p(1 − p) is the slope of the sigmoid. Where the model is sure it is nearly 0, also
+# where the model is sure and wrong.
 
 
 # %%
@@ -742,8 +742,9 @@ assert stalled > 5 * moving
 # For a continuous target squared error is right, and it *is* a cross-entropy: that of a Gaussian
 # of unit variance,
 #
-# $$-\log \mathcal N(y;\mu,\sigma^2) = \tfrac12\Big(\log\sigma^2 + \frac{(y-\mu)^2}{\sigma^2}
-# + \log 2\pi\Big) \;\overset{\sigma = 1}{=}\; \tfrac12 (y-\mu)^2 + \tfrac12\log 2\pi .$$
+# $$-\log \mathcal N(y;\mu,\sigma^2) =
+# \tfrac12\Big(\log\sigma^2 + \frac{(y-\mu)^2}{\sigma^2} + \log 2\pi\Big)
+# \;\overset{\sigma = 1}{=}\; \tfrac12 (y-\mu)^2 + \tfrac12\log 2\pi .$$
 #
 # There is no sigmoid between μ and the loss, so nothing saturates.
 
