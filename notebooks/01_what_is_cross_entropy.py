@@ -9,7 +9,7 @@
 # %% [markdown]
 # # What is cross-entropy?
 #
-# Cross-entropy is the loss that most classifiers and all language models are trained with. This
+# Cross-entropy is the loss that most classifiers and language models are trained with. This
 # page builds it from products of probabilities, and ends where textbook code stops being right.
 #
 # At the end you can
@@ -334,7 +334,7 @@ fig, axes = plt.subplots(1, 2, figsize=(7, 3.5), sharey=True)
 for (name, losses), color in zip(row_losses.items(), (RED, BLUE), strict=True):
     gradient = jax.grad(lambda z, losses=losses: losses(z).sum())(jnp.array(rows))[:, 0]
     for ax, value in zip(axes, (losses(jnp.array(rows)), gradient), strict=True):
-        size = np.abs(value)
+        size = np.abs(np.asarray(value, float))
         ax.plot(gaps, np.maximum(size, bottom), color=color, linewidth=3, label=name)
         if (size == 0).any():
             what = "loss" if ax is axes[0] else "gradient"
