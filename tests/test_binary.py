@@ -55,7 +55,7 @@ def expected_by_oracle(fn: Any, arguments: dict[str, Any], g: np.ndarray) -> ora
         **out.scale,
         "labels": oracle._total(by_label, shape),
         "alpha": (np.abs(g * (2 * y - 1)) * plain.value).sum(),
-        "gamma": by_gamma + 1e-30,  # u^γ bce underflows before it is multiplied by log u
+        "gamma": by_gamma,
     }
     return oracle.Loss(out.value, out.gradient, scale)
 
@@ -217,6 +217,21 @@ def test_label_slope_of_a_small_gamma_beyond_underflow():
     for x, gamma in ((100.0, 0.1), (1000.0, 0.01)):
         by_label = jax.grad(lambda y, x, g: FOCAL(x, y, gamma=g))(1.0, x, gamma)
         np.testing.assert_allclose(by_label, -math.exp(-gamma * x) * (x + gamma), rtol=2e-6)
+
+
+def test_slopes_beyond_the_underflow_of_the_power():
+    """u^γ, or u^γ bce, is 0 in float32, and what it is multiplied by makes a number of it."""
+    x, y = 80.0, 1.0
+    for gamma, by in ((0.094, "gamma"), (1.1, "labels")):
+        slope = jax.grad(lambda a, g=gamma: FOCAL(x, a[0], gamma=a[1]))(jnp.array([y, gamma]))
+        log_u = -x - math.log1p(math.exp(-x))
+        bce = math.log1p(math.exp(-x))
+        exact = {
+            "gamma": math.exp(gamma * log_u) * bce * log_u,
+            "labels": -math.exp(gamma * log_u) * (x + gamma),
+        }[by]
+        assert abs(exact) / 80 < 1.2e-38 < abs(exact)
+        np.testing.assert_allclose(slope[("labels", "gamma").index(by)], exact, rtol=2e-5)
 
 
 # --- against optax and torch ------------------------------------------------------------------
