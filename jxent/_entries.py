@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from jxent import _check
-from jxent._compat import vary_alike
+from jxent._compat import shard_alike, vary_alike
 from jxent._product import scale
 from jxent._reduce import reduce
 from jxent._typing import ArrayLike, AxisNames, Reduction, Scalar
@@ -95,19 +95,20 @@ def _losses(
     dtype, shape = np.promote_types(x.dtype, np.float32), x.shape
 
     def each(a: Given | None, dtype: Any = dtype) -> Any:
-        return None if a is None else jnp.broadcast_to(a.astype(dtype), shape)
-
-    def weight(kept: Given | None, weights: Given | None) -> Each | None:
-        return only(each(kept, bool), each(weights))
+        return None if a is None else shard_alike(jnp.broadcast_to(a.astype(dtype), shape), x)
 
     right = within_unit(each(y))
     right = right if kept is None else right | ~kept
     _check.traced_entries(fn, "labels", y, right, "is outside [0, 1]")
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def weighed(kept: Given | None, weights: Given | None, *given: Given | None) -> Each:
+    def weighed(
+        kept: Given | None, weights: Given | None, *given: Given | None
+    ) -> tuple[Each, Each]:
         x, y, *parameters = map(each, given)
-        counts, w = each(kept, bool), weight(kept, weights)
+        counts = each(kept, bool)
+        w = only(counts, each(weights))
+        share = row_weight(shape, counts, w, None, dtype)
         right = within_unit(y) & valid(*parameters)
         if w is not None:  # a fault that weighs nothing is dropped: 0·NaN would come back from it
             heard = (w != 0) | (right & ~jnp.isnan(x))
@@ -116,10 +117,9 @@ def _losses(
         x = x + jnp.where(right, jnp.zeros_like(x), jnp.nan)
         out = f(*static, *(only(counts, a) for a in (x, y, *parameters)))
         out = out if counts is None else jnp.where(counts, out, 0)
-        return out if w is None else scale(w, out)
+        return (out if w is None else scale(w, out)), share
 
-    out = weighed(*vary_alike(kept, weights, x, y, *parameters))
-    share = row_weight(shape, each(kept, bool), weight(kept, weights), None, dtype)
+    out, share = weighed(*vary_alike(kept, weights, x, y, *parameters))
     return reduce(out, share, reduction=reduction, normalizer=normalizer, axis_name=axis_name)
 
 

@@ -304,7 +304,7 @@ def _f1(both: Average, true: Average, predicted: Average) -> Array:
 def _mean_known(f1: Float[Array, "V"], loss: Average) -> Array:
     """The mean of what is not 0/0; NaN if a row was at fault."""
     known = ~jnp.isnan(f1)
-    mean = jnp.sum(jnp.where(known, f1, 0)) / jnp.sum(known)
+    mean = jnp.sum(jnp.where(known, f1, 0)) / jnp.sum(known, dtype=f1.dtype)
     return jnp.where(jnp.any(jnp.isnan(loss.weight)), jnp.nan, mean)
 
 
@@ -337,6 +337,7 @@ def add(
     dtype, (classes, bins) = metrics.loss.total.dtype, metrics.bin_true.total.shape
     known = jnp.broadcast_to(True if kept is None else kept, z.shape).reshape(-1, classes)
     z, y = z.reshape(-1, classes), y.reshape(-1, classes)
+    y = y.astype(jnp.int32) if y.dtype == bool else y
     w = jnp.ones(z.shape[0], dtype) if row_weights is None else row_weights.ravel().astype(dtype)
     known = known & (w != 0)[:, None]  # what weighs nothing contributes nothing, whatever it holds
     fault = known & ~(~jnp.isnan(z) & ((y == 0) | (y == 1)) & ~jnp.isnan(w)[:, None])
