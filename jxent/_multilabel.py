@@ -23,6 +23,7 @@ from jxent import _check, _sums
 from jxent._average import Average, averaged, nothing, on_each
 from jxent._calibration import Reliability, curve
 from jxent._classification import BINS
+from jxent._dense import loss_dtype
 from jxent._product import scale
 from jxent._sums import Sum, columns
 from jxent._typing import ArrayLike, AxisNames, Logits, PerRow
@@ -344,7 +345,7 @@ def add(
     poison = jnp.where(jnp.any(fault), jnp.nan, 0).astype(dtype)
 
     true = known & (y == 1)
-    z = jnp.where(known & ~fault, z.astype(jnp.promote_types(z.dtype, jnp.float32)), 0)
+    z = jnp.where(known & ~fault, z.astype(loss_dtype(z.dtype)), 0)
     t = metrics.threshold
     predicted = known & (z > math.log(t) - math.log1p(-t))
     wrong = true != predicted
