@@ -34,7 +34,9 @@ Namespaces
                         count_outside: continuous targets as distributions
     jxent.metrics       ClassificationMetrics, Average, Summary: over batches, scans and devices;
                         log_loss, accuracy, top_k_accuracy, brier_score; reliability_curve,
-                        Reliability, expected_calibration_error, fit_temperature
+                        Reliability, expected_calibration_error, fit_temperature;
+                        MultiLabelMetrics, MultiLabelSummary; multilabel_log_loss, hamming_loss,
+                        subset_accuracy, f1_score
     jxent.selection     compare row losses of models, with intervals; log_likelihood, aic, bic
     jxent.testing       assert_gradients_match, checked: for losses of your own
 

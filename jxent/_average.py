@@ -107,6 +107,11 @@ def averaged(total: Sum, weight: Sum) -> Average:
     return Average(total.value, weight.value, total.rest, weight.rest)
 
 
+def on_each(fn: Any, *metrics: Any) -> Any:
+    """fn on every `Average` of a pytree, as of the same one in the others."""
+    return jax.tree.map(fn, *metrics, is_leaf=lambda x: isinstance(x, Average))
+
+
 @partial(jax.jit, inline=True)
 def _average_of(x: Float[Array, "..."], w: Float[Array, "..."] | None) -> Average:
     dtype = np.promote_types(x.dtype, np.float32)

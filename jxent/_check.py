@@ -456,8 +456,10 @@ def axes(fn: str, axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...
     return out
 
 
-def binary_labels(fn: str, x: ArrayLike, shape: tuple[int, ...]) -> Shaped[Array, "..."]:
-    """Labels in [0, 1], one for each logit or one for all."""
+def binary_labels(
+    fn: str, x: ArrayLike, shape: tuple[int, ...], kept: Bool[Array, "..."] | None = None
+) -> Shaped[Array, "..."]:
+    """Labels in [0, 1] where kept, one for each logit or one for all."""
     if not (_is(x, jnp.bool_) or _is(x, jnp.integer) or _is(x, jnp.floating)):
         raise TypeError(f"{fn}: `labels` must be booleans, integers or floats, got {_came(x)}")
     if shape_of(x) not in ((), shape):
@@ -465,7 +467,7 @@ def binary_labels(fn: str, x: ArrayLike, shape: tuple[int, ...]) -> Shaped[Array
             f"{fn}: `labels` must have the logits' shape {list(shape)}, or be one number for all, "
             f"got {_came(x)}; reshape them, or jnp.broadcast_to(labels, logits.shape)"
         )
-    within_unit(fn, "labels", x)
+    within_unit_where(fn, "labels", x, kept)
     return jnp.asarray(x)
 
 
@@ -1024,3 +1026,64 @@ def values_within(
         f"{fn}: `values`{position} = {values[at]} is outside [{ends[0]}, {ends[-1]}], one of "
         f"{int(np.sum(outside))}; widen the support, or outside='clip'"
     )
+
+
+# One loss for each logit: which count, what they weigh
+
+
+def _over_labels(x: Array, shape: tuple[int, ...]) -> Array:
+    """One entry a logit as it is, one a row for all of its labels."""
+    return x if x.ndim == len(shape) else x[..., None]
+
+
+def entries_kept(fn: str, x: ArrayLike | None, shape: tuple[int, ...]) -> Bool[Array, "..."] | None:
+    """`where` of each logit or of each row; it broadcasts to the logits' shape."""
+    rows, entries = where(fn, x, shape)
+    kept = rows if entries is None else entries
+    return None if kept is None else _over_labels(kept, shape)
+
+
+def entry_weights(
+    fn: str, name: str, x: ArrayLike | None, shape: tuple[int, ...]
+) -> Float[Array, "..."] | None:
+    """Optional numbers, one a logit or one a row; they broadcast to the logits' shape."""
+    if x is not None and shape_of(x) not in (shape[:-1], shape):
+        raise ValueError(
+            f"{fn}: `{name}` must have the rows' shape {list(shape[:-1])} or the logits' shape "
+            f"{list(shape)}, got {_came(x)}; jnp.broadcast_to(..., logits.shape) says which logits "
+            "you mean"
+        )
+    w = weights(fn, name, x, shape_of(x))
+    return None if w is None else _over_labels(w, shape)
+
+
+def within_unit_where(fn: str, name: str, x: ArrayLike, kept: Bool[Array, "..."] | None) -> None:
+    """`within_unit` for the entries that are kept, when they are concrete."""
+    values, keep = concrete(x), True if kept is None else concrete(kept)
+    if values is None or keep is None:
+        return
+    if keep is not True:
+        values = np.where(keep, values, 0)
+    within_unit(fn, name, values)
+
+
+def yes_or_no(
+    fn: str, x: ArrayLike, shape: tuple[int, ...], kept: Bool[Array, "..."] | None
+) -> Shaped[Array, "..."]:
+    """Labels of the logits' shape, each 0 or 1 where kept."""
+    if not (_is(x, jnp.bool_) or _is(x, jnp.integer) or _is(x, jnp.floating)):
+        raise TypeError(f"{fn}: `labels` must be booleans, integers or floats, got {_came(x)}")
+    if shape_of(x) != shape:
+        raise ValueError(
+            f"{fn}: `labels` must say 0 or 1 of each label, shape {list(shape)}, got {_came(x)}"
+        )
+    values, keep = concrete(x), True if kept is None else concrete(kept)
+    if values is not None and keep is not None:
+        bad = ~((values == 0) | (values == 1)) & keep
+        if np.any(bad):
+            at = np.unravel_index(int(np.argmax(bad)), values.shape)
+            raise ValueError(
+                f"{fn}: `labels`{list(map(int, at))} = {values[at]} is neither 0 nor 1; leave "
+                "unknown labels out with where="
+            )
+    return jnp.asarray(x)

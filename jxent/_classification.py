@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jxent import _check, _rows, _sums
-from jxent._average import Average, averaged, nothing
+from jxent._average import Average, averaged, nothing, on_each
 from jxent._calibration import Reliability, curve, of_bins
 from jxent._product import scale
 from jxent._sums import Sum, columns
@@ -246,7 +246,7 @@ class ClassificationMetrics:
           ValueError: they were not.
         """
         _check.same_made("ClassificationMetrics.merge", self._options(), other._options())
-        return _each(Average.merge, self, other)
+        return on_each(Average.merge, self, other)
 
     def psum(self, axis_name: AxisNames) -> "ClassificationMetrics":
         """All devices' of these mesh axes together, inside `jax.shard_map`.
@@ -254,7 +254,7 @@ class ClassificationMetrics:
         Sum once, at the end, what each device has measured. There `empty` is the same on every
         device: before it can be the carry of a `lax.scan`, update it once.
         """
-        return _each(lambda average: average.psum(axis_name), self)
+        return on_each(lambda average: average.psum(axis_name), self)
 
     def summary(self) -> Summary:
         """The numbers, also inside `jit`."""
@@ -288,11 +288,6 @@ class ClassificationMetrics:
             "confusion": self.confused is not None,
             "dtype": jnp.dtype(self.loss.total.dtype).name,
         }
-
-
-def _each(fn: Any, *metrics: ClassificationMetrics) -> ClassificationMetrics:
-    """fn on every `Average`."""
-    return jax.tree.map(fn, *metrics, is_leaf=lambda x: isinstance(x, Average))
 
 
 def rows_of(
@@ -392,7 +387,7 @@ def add(
         confused=confused,
         top_k=metrics.top_k,
     )
-    return metrics.merge(_each(lambda average: average.poisoned(m.poison), batch))
+    return metrics.merge(on_each(lambda average: average.poisoned(m.poison), batch))
 
 
 _update = jax.jit(add, inline=True)

@@ -17,7 +17,7 @@ The focal loss weighs it by u = 1 − p_t = (1 − y) σ(x) + y σ(−x) and A =
     ∂focal/∂α = (2y − 1) u^γ bce
 
 σ(−x) is never 1 − σ(x), and no power of u is negative: both keep their digits where a prediction
-is right and sure.  Between the passes only the inputs are kept.
+is right and sure.  Which logits count and what they weigh is `_entries`'.
 """
 
 from __future__ import annotations
@@ -28,15 +28,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool
 
-from jxent import _check
-from jxent._compat import vary_alike
-from jxent._typing import ArrayLike
+from jxent import _check, _entries
+from jxent._entries import Each, within_unit
+from jxent._typing import ArrayLike, AxisNames, Reduction
 
-Each = Float[Array, "*s"]  # one number for each logit
 Tangents = tuple[Any, ...]
 
 
@@ -46,6 +44,11 @@ def sigmoid_binary_cross_entropy(
     *,
     pos_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
+    where: ArrayLike | None = None,
+    row_weights: ArrayLike | None = None,
+    reduction: Reduction = "none",
+    normalizer: ArrayLike | None = None,
+    axis_name: AxisNames | None = None,
 ) -> jax.Array:
     """w y log(1 + e^−x) + (1 − y) log(1 + e^x), for every logit x with label y.
 
@@ -58,10 +61,18 @@ def sigmoid_binary_cross_entropy(
       pos_weight: w, what a "yes" weighs against a "no": one number, one for each entry of the
         last axis, or the logits' shape.
       label_smoothing: ε in [0, 1], a static number.
+      where: boolean, of the logits' shape to keep single logits (labels may be unknown), or of the
+        rows' shape `[*n]` to keep rows of logits `[*n, V]`. What is dropped is exactly 0, loss and
+        gradient, whatever it holds, its label too.
+      row_weights: of the same shapes as `where`: what a logit, or each logit of a row, counts.
+      reduction: "none", "sum", or "mean": Σ weight loss / Σ weight over the kept logits.
+      normalizer: scalar in place of the mean's denominator.
+      axis_name: mesh axes to sum numerator and denominator over, inside `jax.shard_map`.
 
     Returns:
-      The loss of each logit in nats, in the logits' shape: float32, float64 for float64 logits.
-      NaN, gradient too, where the logit is NaN, or (when traced) the label is outside [0, 1].
+      The loss of each logit in nats, in the logits' shape, or with a reduction a scalar: float32,
+      float64 for float64 logits. NaN, gradient too, where the logit is NaN, or (when traced) the
+      label is outside [0, 1].
 
     Raises:
       ValueError: for a shape that is none of these, a concrete label outside [0, 1], ε outside
@@ -76,17 +87,25 @@ def sigmoid_binary_cross_entropy(
       >>> print(loss.round(4))
       [0.1269 0.0486]
 
+      Two rows of two labels, one of them unknown:
+
+      >>> logits, labels = jnp.array([[-2.0, 3.0], [0.5, 1.0]]), jnp.array([[0, 1], [1, -1]])
+      >>> loss = jxent.sigmoid_binary_cross_entropy(
+      ...     logits, labels, where=labels >= 0, reduction="mean"
+      ... )
+      >>> print(f"{loss:.4f}")
+      0.2165
+
     Source:
       Goodfellow, Bengio, Courville, Deep Learning, 2016, §6.2.2.2.
     """
     fn = "sigmoid_binary_cross_entropy"
     x = _check.floats(fn, "logits", logits)
-    return _sigmoid_binary_cross_entropy(
-        x,
-        _check.binary_labels(fn, labels, x.shape),
-        _check.per_logit(fn, "pos_weight", pos_weight, x.shape),
-        label_smoothing=_check.fraction(fn, "label_smoothing", label_smoothing),
-    )
+    which = _entries.chosen(fn, x.shape, where, row_weights, reduction, normalizer, axis_name)
+    y = _check.binary_labels(fn, labels, x.shape, which.kept)
+    w = _check.per_logit(fn, "pos_weight", pos_weight, x.shape)
+    eps = _check.fraction(fn, "label_smoothing", label_smoothing)
+    return _entries.losses(fn, _bce, _weighable, (eps,), x, y, (w,), which)
 
 
 def sigmoid_focal_loss(
@@ -95,6 +114,11 @@ def sigmoid_focal_loss(
     *,
     alpha: ArrayLike | None = None,
     gamma: ArrayLike = 2.0,
+    where: ArrayLike | None = None,
+    row_weights: ArrayLike | None = None,
+    reduction: Reduction = "none",
+    normalizer: ArrayLike | None = None,
+    axis_name: AxisNames | None = None,
 ) -> jax.Array:
     """A (1 − p_t)^γ bce, for every logit x with label y: what is easy counts less.
 
@@ -107,10 +131,13 @@ def sigmoid_focal_loss(
       alpha: α in [0, 1], the weight of "yes", 1 − α being that of "no": one number, one for each
         entry of the last axis, or the logits' shape.
       gamma: γ ≥ 0 and finite, shaped like alpha.
+      where, row_weights, reduction, normalizer, axis_name: as in `sigmoid_binary_cross_entropy`. A
+        mean divides by what the logits weigh, not by A (1 − p_t)^γ.
 
     Returns:
-      The loss of each logit in nats, in the logits' shape: float32, float64 for float64 logits.
-      NaN, gradient too, where the logit is NaN, or (when traced) y, α or γ is out of range.
+      The loss of each logit in nats, in the logits' shape, or with a reduction a scalar: float32,
+      float64 for float64 logits. NaN, gradient too, where the logit is NaN, or (when traced)
+      y, α or γ is out of range.
 
     Raises:
       ValueError: for a shape that is none of these, a concrete label or α outside [0, 1], a
@@ -130,76 +157,23 @@ def sigmoid_focal_loss(
     """
     fn = "sigmoid_focal_loss"
     x = _check.floats(fn, "logits", logits)
-    y = _check.binary_labels(fn, labels, x.shape)
+    which = _entries.chosen(fn, x.shape, where, row_weights, reduction, normalizer, axis_name)
+    y = _check.binary_labels(fn, labels, x.shape, which.kept)
     if alpha is not None:
         _check.within_unit(fn, "alpha", alpha)
     _check.nonnegative(fn, "gamma", gamma)
-    return _sigmoid_focal_loss(
-        x,
-        y,
-        _check.per_logit(fn, "alpha", alpha, x.shape),
-        _check.per_logit(fn, "gamma", gamma, x.shape),
-    )
+    given = {"alpha": alpha, "gamma": gamma}
+    parameters = tuple(_check.per_logit(fn, name, a, x.shape) for name, a in given.items())
+    return _entries.losses(fn, focal, _focusing, (), x, y, parameters, which)
 
 
-@partial(jax.jit, static_argnames=("label_smoothing",), inline=True)
-def _sigmoid_binary_cross_entropy(
-    x: Each,
-    y: Shaped[Array, "..."],
-    w: Shaped[Array, "..."] | None,
-    *,
-    label_smoothing: float,
-) -> Each:
-    _report_labels("sigmoid_binary_cross_entropy", x, y)
-
-    @partial(jax.checkpoint, prevent_cse=False)
-    def losses(*arguments: Array | None) -> Each:
-        x, y, w = _for_each_logit(*arguments)
-        return _bce(label_smoothing, _poison(x, _within_unit(y)), y, w)
-
-    return losses(*vary_alike(x, y, w))
+def _weighable(w: Each | None) -> Bool[Array, "*s"]:
+    return jnp.array(True) if w is None else ~jnp.isnan(w)
 
 
-@partial(jax.jit, inline=True)
-def _sigmoid_focal_loss(
-    x: Each,
-    y: Shaped[Array, "..."],
-    alpha: Shaped[Array, "..."] | None,
-    gamma: Shaped[Array, "..."],
-) -> Each:
-    _report_labels("sigmoid_focal_loss", x, y)
-
-    @partial(jax.checkpoint, prevent_cse=False)
-    def losses(*arguments: Array | None) -> Each:
-        x, y, alpha, gamma = _for_each_logit(*arguments)
-        valid = _within_unit(y) & (gamma >= 0) & (gamma < jnp.inf)
-        if alpha is not None:
-            valid = valid & _within_unit(alpha)
-        return _focal(_poison(x, valid), y, alpha, gamma)
-
-    return losses(*vary_alike(x, y, alpha, gamma))
-
-
-def _for_each_logit(x: Any, *others: Array | None) -> tuple[Any, ...]:
-    """Everything in the loss dtype and the logits' shape."""
-    dtype = np.promote_types(x.dtype, np.float32)
-    return tuple(
-        None if a is None else jnp.broadcast_to(a.astype(dtype), x.shape) for a in (x, *others)
-    )
-
-
-def _within_unit(y: Each) -> Bool[Array, "*s"]:
-    return (y >= 0) & (y <= 1)
-
-
-def _report_labels(fn: str, x: Array, y: Array) -> None:
-    wide = y.astype(np.promote_types(x.dtype, np.float32))
-    _check.traced_entries(fn, "labels", y, _within_unit(wide), "is outside [0, 1]")
-
-
-def _poison(x: Each, valid: Bool[Array, "*s"]) -> Each:
-    """x, NaN where an argument is at fault: added, so that every derivative there is NaN too."""
-    return x + jnp.where(valid, jnp.zeros_like(x), jnp.nan)
+def _focusing(alpha: Each | None, gamma: Each) -> Bool[Array, "*s"]:
+    fine = (gamma >= 0) & (gamma < jnp.inf)
+    return fine if alpha is None else fine & within_unit(alpha)
 
 
 def _times(w: Each, x: Each) -> Each:
@@ -367,7 +341,7 @@ def _power(x: Each, y: Each, gamma: Each) -> Each:
 
 
 @jax.custom_jvp
-def _focal(x: Each, y: Each, alpha: Each | None, gamma: Each) -> Each:
+def focal(x: Each, y: Each, alpha: Each | None, gamma: Each) -> Each:
     """A u^γ bce."""
     bce = _bce(0.0, x, y, None)
     weighed = jnp.where(jnp.isinf(bce), bce, _power(x, y, gamma) * bce)
@@ -381,12 +355,12 @@ def _balance(alpha: Each, y: Each) -> Each:
 def _focal_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
     x, y, alpha, gamma = primals
     x_dot, y_dot, alpha_dot, gamma_dot = tangents
-    out = _focal(x, y, alpha, gamma)
+    out = focal(x, y, alpha, gamma)
     out_dot = jnp.zeros_like(out)
     # u^γ in two halves: times a slope it may be a number where by itself it is not.
     root, k = _power(x, y, gamma / 2), _finite(_bce_by_unsure(x, y))
     A = jnp.ones_like(x) if alpha is None else _balance(alpha, y)
-    weighed = _finite(_focal(x, y, None, gamma))
+    weighed = _finite(focal(x, y, None, gamma))
     if not isinstance(x_dot, SymbolicZero):
         p, q = _sigmoid(x)
         slope = (1 - y) * p - y * q + gamma * (1 - 2 * y) * (k * p * q)
@@ -400,8 +374,9 @@ def _focal_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
     if alpha is not None and not isinstance(alpha_dot, SymbolicZero):
         out_dot = out_dot + (2 * y - 1) * weighed * alpha_dot
     if not isinstance(gamma_dot, SymbolicZero):
-        out_dot = out_dot + _finite(A * weighed * _finite(_log_unsure(x, y))) * gamma_dot
+        slope = root * _finite(_finite(_bce(0.0, x, y, None)) * _finite(_log_unsure(x, y)))
+        out_dot = out_dot + _finite(A * (root * slope)) * gamma_dot
     return out, out_dot
 
 
-_focal.defjvp(_focal_jvp, symbolic_zeros=True)
+focal.defjvp(_focal_jvp, symbolic_zeros=True)

@@ -8,7 +8,8 @@
 
 Every number is a ratio of sums over rows.  `ClassificationMetrics` carries the sums, each in two
 floats (`_sums`), and divides and exponentiates once, at the end: the split into batches does not
-matter, nor how many there are.  The functions are the same on arrays that are in hand.
+matter, nor how many there are.  The functions are the same on arrays that are in hand.  Where each
+row has any number of labels it is `MultiLabelMetrics`, whose formulas are in `_multilabel`.
 
 Logits [*n, V] come first and integer labels [*n] second.  log p of probabilities p are logits too;
 of a binary logit x they are [0, x].  A row that `where`, `ignore_index` or a weight of 0 drops
@@ -20,9 +21,10 @@ row is 0/0, NaN.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
+from jaxtyping import Array, Shaped
 
 from jxent import _check
 from jxent._average import Average
@@ -36,8 +38,15 @@ from jxent._classification import (
     rows_of,
 )
 from jxent._dense import loss_dtype
+from jxent._multilabel import (
+    THRESHOLD,
+    MultiLabelMetrics,
+    MultiLabelSummary,
+    labelled_rows,
+)
+from jxent._multilabel import add as add_labelled
 from jxent._temperature import fit
-from jxent._typing import ArrayLike, Labels, Logits, PerRow, RowMask
+from jxent._typing import ArrayLike, ClassMask, Labels, Logits, PerRow, RowMask
 
 __all__ = [
     "Average",
@@ -51,6 +60,12 @@ __all__ = [
     "expected_calibration_error",
     "reliability_curve",
     "fit_temperature",
+    "MultiLabelMetrics",
+    "MultiLabelSummary",
+    "multilabel_log_loss",
+    "hamming_loss",
+    "subset_accuracy",
+    "f1_score",
 ]
 
 
@@ -379,3 +394,194 @@ def fit_temperature(
     # optax relies on JAX's ordinary promotion.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return fit(*rows)
+
+
+@partial(jax.jit, static_argnames=("number", "threshold"), inline=True)
+def _measure_labelled(
+    z: Logits,
+    y: Shaped[Array, "*n V"],
+    kept: ClassMask | None,
+    w: PerRow | None,
+    *,
+    number: str,
+    threshold: float = THRESHOLD,
+) -> jax.Array:
+    empty = MultiLabelMetrics.empty(
+        z.shape[-1], threshold=threshold, bins=1, dtype=loss_dtype(z.dtype)
+    )
+    return getattr(add_labelled(empty, z, y, kept, w).summary(), number)
+
+
+def multilabel_log_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    row_weights: ArrayLike | None = None,
+) -> jax.Array:
+    """Σ w bce / Σ w over all known labels: the mean binary cross-entropy of multi-label data.
+
+    Label by label it is the `label_log_loss` of a `MultiLabelSummary`. The training loss of the
+    same labels is `jxent.sigmoid_binary_cross_entropy` with reduction="mean".
+
+    Args:
+      logits: `[*n, V]`, floating point, log-odds of each label; ±∞ is sure.
+      labels: `[*n, V]`, 0 or 1: booleans, integers or floats.
+      where: boolean, `[*n, V]` to keep the labels that are known, or `[*n]` to keep rows. What is
+        dropped contributes nothing, whatever it holds.
+      row_weights: w, `[*n]`.
+
+    Returns:
+      Nats a label, float32 (float64 for float64 logits); NaN if a label or logit is at fault, or
+      none is known.
+
+    Raises:
+      ValueError: shapes that do not match, a concrete label that is neither 0 nor 1.
+      TypeError: logits that are not floating point.
+
+    Saved for the backward pass: it is not meant to be differentiated.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jxent import metrics
+      >>> logits, labels = jnp.array([[2.0, -1.0], [-3.0, 1.0]]), jnp.array([[1, 0], [0, 0]])
+      >>> print(f"{metrics.multilabel_log_loss(logits, labels):.4f}")
+      0.4505
+
+    Source:
+      Good, Rational Decisions, 1952.
+    """
+    rows = labelled_rows("multilabel_log_loss", logits, labels, where, row_weights)
+    return _measure_labelled(*rows, number="log_loss")
+
+
+def hamming_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    threshold: float = THRESHOLD,
+    where: ArrayLike | None = None,
+    row_weights: ArrayLike | None = None,
+) -> jax.Array:
+    """Σ w [ŷ ≠ y] / Σ w over all known labels: the share that is wrong, ŷ = [σ(x) > threshold].
+
+    Args:
+      logits: `[*n, V]`, floating point, log-odds of each label.
+      labels: `[*n, V]`, 0 or 1.
+      threshold: a probability above it is a yes, between 0 and 1, static.
+      where, row_weights: as in `multilabel_log_loss`.
+
+    Returns:
+      Between 0 and 1, float32 (float64 for float64 logits); NaN as in `multilabel_log_loss`.
+
+    Raises:
+      ValueError, TypeError: as `multilabel_log_loss`; a threshold outside (0, 1), or traced.
+
+    Saved for the backward pass: it is not meant to be differentiated.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jxent import metrics
+      >>> logits, labels = jnp.array([[2.0, -1.0], [-3.0, 1.0]]), jnp.array([[1, 0], [0, 0]])
+      >>> print(metrics.hamming_loss(logits, labels))
+      0.25
+
+    Source:
+      `sklearn.metrics.hamming_loss`.
+    """
+    return _predicted("hamming_loss", logits, labels, threshold, where, row_weights)
+
+
+def subset_accuracy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    threshold: float = THRESHOLD,
+    where: ArrayLike | None = None,
+    row_weights: ArrayLike | None = None,
+) -> jax.Array:
+    """Σ w [ŷ = y in every known label of the row] / Σ w over the rows with a known label.
+
+    Args:
+      logits: `[*n, V]`, floating point, log-odds of each label.
+      labels: `[*n, V]`, 0 or 1.
+      threshold, where, row_weights: as in `hamming_loss`.
+
+    Returns:
+      Between 0 and 1, float32 (float64 for float64 logits); NaN as in `multilabel_log_loss`.
+
+    Raises:
+      ValueError, TypeError: as `hamming_loss`.
+
+    Saved for the backward pass: it is not meant to be differentiated.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jxent import metrics
+      >>> logits, labels = jnp.array([[2.0, -1.0], [-3.0, 1.0]]), jnp.array([[1, 0], [0, 0]])
+      >>> print(metrics.subset_accuracy(logits, labels))
+      0.5
+
+    Source:
+      `sklearn.metrics.accuracy_score` of indicator matrices.
+    """
+    return _predicted("subset_accuracy", logits, labels, threshold, where, row_weights)
+
+
+def f1_score(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    average: Literal["micro", "macro"],
+    threshold: float = THRESHOLD,
+    where: ArrayLike | None = None,
+    row_weights: ArrayLike | None = None,
+) -> jax.Array:
+    """2 Σ w y ŷ / (Σ w y + Σ w ŷ), of all labels together or the mean over labels.
+
+    A label that is nowhere true or predicted has no F1 (0/0): the macro mean leaves it out, as
+    scikit-learn does with zero_division=np.nan. Label by label it is the `label_f1` of a
+    `MultiLabelSummary`.
+
+    Args:
+      logits: `[*n, V]`, floating point, log-odds of each label.
+      labels: `[*n, V]`, 0 or 1.
+      average: "micro" sums over labels too, "macro" takes the mean of the labels' F1.
+      threshold, where, row_weights: as in `hamming_loss`.
+
+    Returns:
+      Between 0 and 1, float32 (float64 for float64 logits); NaN as in `multilabel_log_loss`, and
+      where no label is true or predicted.
+
+    Raises:
+      ValueError, TypeError: as `hamming_loss`; another average.
+
+    Saved for the backward pass: it is not meant to be differentiated.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jxent import metrics
+      >>> logits, labels = jnp.array([[2.0, -1.0], [-3.0, 1.0]]), jnp.array([[1, 0], [0, 0]])
+      >>> print(f"{metrics.f1_score(logits, labels, average='micro'):.4f}")
+      0.6667
+
+    Source:
+      `sklearn.metrics.f1_score`.
+    """
+    fn = "f1_score"
+    number = _check.one_of(fn, "average", average, ("micro", "macro")) + "_f1"
+    return _predicted(fn, logits, labels, threshold, where, row_weights, number)
+
+
+def _predicted(
+    fn: str,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    threshold: float,
+    where: ArrayLike | None,
+    row_weights: ArrayLike | None,
+    number: str | None = None,
+) -> jax.Array:
+    rows = labelled_rows(fn, logits, labels, where, row_weights)
+    t = _check.strictly_between(fn, "threshold", threshold)
+    return _measure_labelled(*rows, number=number or fn, threshold=t)

@@ -20,20 +20,31 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool
 
-from jxent import _check, _dense
+from jxent import _check, _dense, _entries
 from jxent._compat import vary_alike
+from jxent._entries import Each
 from jxent._product import scale
-from jxent._typing import ArrayLike, Axes, ClassMask, Distribution, Logits, PerRow, RowMask, Scalar
-from jxent.binary import sigmoid_focal_loss
+from jxent._typing import (
+    ArrayLike,
+    Axes,
+    AxisNames,
+    ClassMask,
+    ClassWeights,
+    Distribution,
+    Logits,
+    PerRow,
+    Reduction,
+    RowMask,
+    Scalar,
+)
+from jxent._weights import class_weight
+from jxent.binary import focal
 from jxent.softmax import classes_last, of_nll, soft_labels
 
 __all__ = ["generalized_cross_entropy", "symmetric_cross_entropy", "asymmetric_loss"]
-
-Each = Float[Array, "*s"]  # one number for each logit
 
 # Up to here ∂/∂q and −log(1 − u) are their series, of enough terms for float64.
 _NEAR, _SMALL, _TERMS = 0.5, 0.1, 17
@@ -102,11 +113,15 @@ def symmetric_cross_entropy(
     log_zero: float = -4.0,
     axis: Axes = -1,
     where: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
 ) -> jax.Array:
     """α H(t, p) + β H(p, t) of each row: cross-entropy both ways, with A for log 0 in the second.
 
-        loss = α nll_y + β |A| (1 − p_y)                                   for a label y
-        loss = α Σ_v t_v nll_v + β Σ_v p_v min(−log t_v, −A)               for a distribution t
+        loss = c_y (α nll_y + β |A| (1 − p_y))                             for a label y
+        loss = α Σ_v c_v t_v nll_v + β c̄ Σ_v p_v min(−log t_v, −A)         for a distribution t
+
+    c̄ = Σ_v c_v t_v / Σ_v t_v is the row's average class weight, so that a label and its one-hot
+    row cost the same.
 
     Seen from the labels, a model that is sure of another class may well be right: the second term
     is bounded, as mean absolute error is.
@@ -117,7 +132,7 @@ def symmetric_cross_entropy(
       alpha: α ≥ 0, a scalar; it may be traced.
       beta: β ≥ 0, likewise.
       log_zero: A ≤ 0, what stands for log 0, static.
-      axis, where: as in `softmax_cross_entropy_with_integer_labels`.
+      axis, where, class_weights: as in `softmax_cross_entropy_with_integer_labels`.
 
     Returns:
       `[*n]` in nats, float32 (float64 for float64 logits). NaN, gradient too, for a traced α or β
@@ -149,10 +164,11 @@ def symmetric_cross_entropy(
     z, rows_of = classes_last(fn, logits, axis)
     if _check.is_integer(labels) and _check.shape_of(labels) == z.shape[:-1]:
         weights = {"alpha": a, "beta": -A * b}
-        return of_nll(fn, _both_ways, weights, logits, labels, axis, where, None)
+        return of_nll(fn, _both_ways, weights, logits, labels, axis, where, class_weights)
     kept, mask = _check.where(fn, rows_of(where), z.shape)
     t = soft_labels(fn, labels, z, rows_of)
-    return _both_ways_softly(z, t, kept, mask, a, b, log_zero=A)
+    c = _check.weights(fn, "class_weights", class_weights, z.shape[-1:])
+    return _both_ways_softly(z, t, kept, mask, c, a, b, log_zero=A)
 
 
 def asymmetric_loss(
@@ -162,6 +178,11 @@ def asymmetric_loss(
     gamma_pos: ArrayLike = 0.0,
     gamma_neg: ArrayLike = 4.0,
     clip: float = 0.05,
+    where: ArrayLike | None = None,
+    row_weights: ArrayLike | None = None,
+    reduction: Reduction = "none",
+    normalizer: ArrayLike | None = None,
+    axis_name: AxisNames | None = None,
 ) -> jax.Array:
     """A focal loss of many yes-or-no questions, most answered no, for every logit x with label y.
 
@@ -178,10 +199,12 @@ def asymmetric_loss(
         shape.
       gamma_neg: γ₋, likewise.
       clip: the margin m in [0, 1), static.
+      where, row_weights, reduction, normalizer, axis_name: as in `sigmoid_binary_cross_entropy`.
 
     Returns:
-      The loss of each logit in nats, in the logits' shape: float32, float64 for float64 logits.
-      NaN, gradient too, where the logit is NaN, or (when traced) y, γ₊ or γ₋ is out of range.
+      The loss of each logit in nats, in the logits' shape, or with a reduction a scalar: float32,
+      float64 for float64 logits. NaN, gradient too, where the logit is NaN, or (when traced)
+      y, γ₊ or γ₋ is out of range.
 
     Raises:
       ValueError: for a shape that is none of these, a concrete label outside [0, 1], a concrete
@@ -204,12 +227,14 @@ def asymmetric_loss(
     """
     fn = "asymmetric_loss"
     x = _check.floats(fn, "logits", logits)
-    y = _check.binary_labels(fn, labels, x.shape)
+    which = _entries.chosen(fn, x.shape, where, row_weights, reduction, normalizer, axis_name)
+    y = _check.binary_labels(fn, labels, x.shape, which.kept)
     gammas = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg}
     for name, gamma in gammas.items():
         _check.nonnegative(fn, name, gamma)
-    pos, neg = (_check.per_logit(fn, name, gamma, x.shape) for name, gamma in gammas.items())
-    return _asymmetric(x, y, pos, neg, clip=_check.below_one(fn, "clip", clip))
+    parameters = tuple(_check.per_logit(fn, name, a, x.shape) for name, a in gammas.items())
+    m = _check.below_one(fn, "clip", clip)
+    return _entries.losses(fn, _asymmetric, _focusing, (m,), x, y, parameters, which)
 
 
 def _generalized(nll: Array, q: Scalar) -> Array:
@@ -277,53 +302,47 @@ def _both_ways_softly(
     t: Distribution,
     kept: RowMask | None,
     mask: ClassMask | None,
+    class_weights: ClassWeights | None,
     alpha: Scalar,
     beta: Scalar,
     *,
     log_zero: float,
 ) -> PerRow:
-    """α Σ_v t_v nll_v + β Σ_v p_v min(−log t_v, −A)."""
+    """α Σ_v c_v t_v nll_v + β c̄ Σ_v p_v min(−log t_v, −A)."""
     dtype = _dense.loss_dtype(z.dtype)
 
     @_dense.remembering
     def losses(
-        z: Logits, t: Distribution, kept: RowMask | None, mask: ClassMask | None, *by: Scalar
+        z: Logits,
+        t: Distribution,
+        kept: RowMask | None,
+        mask: ClassMask | None,
+        c: ClassWeights | None,
+        *by: Scalar,
     ) -> PerRow:
-        given = vary_alike(z.astype(dtype), t, None, mask, kept)
+        c = None if c is None else c.astype(dtype)
+        average = class_weight(t, c, kept, mask)
+        given = vary_alike(z.astype(dtype), t, c, mask, kept)
         forward = _dense.numbers(_dense.Options(), *given).nll
-        t, nll = _dense.every_nll(*given)
+        t, nll = _dense.every_nll(given[0], given[1], None, *given[3:])
         known = t > math.exp(log_zero)
         surprise = jnp.where(known, -jnp.log(jnp.where(known, t, 1)), -log_zero)
         backward = jnp.sum(jnp.exp(-nll) * surprise, axis=-1)
         backward = backward if kept is None else jnp.where(kept, backward, 0)
+        backward = backward if average is None else scale(average, backward)
         return _weighed(by[0], forward) + _weighed(by[1], backward)
 
-    return losses(z, t, kept, mask, alpha, beta)
+    return losses(z, t, kept, mask, class_weights, alpha, beta)
 
 
-@partial(jax.jit, static_argnames=("clip",), inline=True)
-def _asymmetric(
-    x: Each,
-    y: Shaped[Array, "..."],
-    gamma_pos: Shaped[Array, "..."],
-    gamma_neg: Shaped[Array, "..."],
-    *,
-    clip: float,
-) -> Each:
-    dtype = np.promote_types(x.dtype, np.float32)
+def _focusing(pos: Each, neg: Each) -> Bool[Array, "*s"]:
+    return (pos >= 0) & (pos < jnp.inf) & (neg >= 0) & (neg < jnp.inf)
 
-    @partial(jax.checkpoint, prevent_cse=False)
-    def losses(*given: Array) -> Each:
-        x, y, pos, neg = (jnp.broadcast_to(a.astype(dtype), given[0].shape) for a in given)
-        right = (y >= 0) & (y <= 1)
-        _check.traced_entries("asymmetric_loss", "labels", y, right, "is outside [0, 1]")
-        fine = right & (pos >= 0) & (pos < jnp.inf) & (neg >= 0) & (neg < jnp.inf)
-        x = x + jnp.where(fine, 0, jnp.nan)  # added, so that every derivative is NaN too
-        yes = sigmoid_focal_loss(x, 1.0, gamma=pos)
-        no = _shifted(clip, x, neg) if clip else sigmoid_focal_loss(x, 0.0, gamma=neg)
-        return scale(y, yes) + scale(1 - y, no)
 
-    return losses(*vary_alike(x, y, gamma_pos, gamma_neg))
+def _asymmetric(m: float, x: Each, y: Each, pos: Each, neg: Each) -> Each:
+    yes = focal(x, jnp.ones_like(x), None, pos)
+    no = _shifted(m, x, neg) if m else focal(x, jnp.zeros_like(x), None, neg)
+    return scale(y, yes) + scale(1 - y, no)
 
 
 def _shifted(m: float, x: Each, gamma: Each) -> Each:

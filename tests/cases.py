@@ -148,6 +148,8 @@ C[0] = 0
 W = rng.uniform(0.5, 2, N)
 W[3] = 0
 BINARY = rng.random((N, V))
+WEIGHTS = rng.uniform(0.5, 2, (N, V))
+WEIGHTS[2, 1] = 0
 
 
 _everything = dict(class_weights=C, label_smoothing=0.1, z_loss=0.1, logit_softcap=4.0)
@@ -191,12 +193,17 @@ ROW_LOSSES: dict[str, Case] = {
     "symmetric": Case(
         jxent.robust.symmetric_cross_entropy,
         dict(
-            logits=LOGITS, labels=LABELS, alpha=np.array(0.3), beta=np.array(0.7), where=ROWS_KEPT
+            logits=LOGITS,
+            labels=LABELS,
+            alpha=np.array(0.3),
+            beta=np.array(0.7),
+            where=ROWS_KEPT,
+            class_weights=C,
         ),
     ),
     "symmetric, distributions": Case(
         jxent.robust.symmetric_cross_entropy,
-        dict(logits=LOGITS, labels=SOFT_KEPT, log_zero=-2.0, where=CLASSES_KEPT),
+        dict(logits=LOGITS, labels=SOFT_KEPT, log_zero=-2.0, where=CLASSES_KEPT, class_weights=C),
     ),
     "ldam": Case(ldam, dict(logits=LOGITS, labels=LABELS, margins=C + 0.1, where=ROWS_KEPT)),
     "kl": Case(jxent.kl_divergence, dict(log_predictions=LOGITS - 3, targets=SOFT + 0.5)),
@@ -207,6 +214,17 @@ ROW_LOSSES: dict[str, Case] = {
     "sigmoid": Case(
         jxent.sigmoid_binary_cross_entropy,
         dict(logits=LOGITS, labels=BINARY, pos_weight=C + 0.5, label_smoothing=0.1),
+    ),
+    "sigmoid, rows kept": Case(
+        jxent.sigmoid_binary_cross_entropy,
+        dict(
+            logits=LOGITS,
+            labels=BINARY,
+            pos_weight=C + 0.5,
+            label_smoothing=0.1,
+            where=ROWS_KEPT,
+            row_weights=W,
+        ),
     ),
     "sigmoid focal": Case(
         jxent.sigmoid_focal_loss, dict(logits=LOGITS, labels=BINARY, alpha=0.25, gamma=1.5)
@@ -245,7 +263,7 @@ _options: dict[str, Arguments] = {
     "soft cap": dict(logit_softcap=4.0),
     "everything": dict(where=CLASSES_KEPT, row_weights=W, **_everything),
 }
-# Reverse mode, as often as wanted.
+# Reverse mode at least, as often as wanted.
 TRAINING_LOSSES: dict[str, Case] = {
     f"{targets}, {name}, {reduction}": Case(
         jxent.cross_entropy,
@@ -299,6 +317,41 @@ TRAINING_LOSSES |= {
         ),
     )
     for reduction in ("mean", "none")
+}
+
+TRAINING_LOSSES |= {
+    "sigmoid, mean": Case(
+        jxent.sigmoid_binary_cross_entropy,
+        dict(
+            logits=LOGITS,
+            labels=BINARY,
+            where=CLASSES_KEPT,
+            row_weights=WEIGHTS,
+            reduction="mean",
+        ),
+    ),
+    "sigmoid focal, mean by a normalizer": Case(
+        jxent.sigmoid_focal_loss,
+        dict(
+            logits=LOGITS,
+            labels=BINARY,
+            gamma=0.5,
+            where=ROWS_KEPT,
+            row_weights=W,
+            reduction="mean",
+            normalizer=np.array(7.0),
+        ),
+    ),
+    "asymmetric, sum": Case(
+        jxent.robust.asymmetric_loss,
+        dict(
+            logits=LOGITS,
+            labels=BINARY,
+            where=CLASSES_KEPT,
+            row_weights=WEIGHTS,
+            reduction="sum",
+        ),
+    ),
 }
 
 # One of each family: what the longer suites run every time; the rest is behind their marker.

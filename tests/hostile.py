@@ -272,6 +272,17 @@ def distillation(name: str) -> Loss:
     )
 
 
+def weighed(fn: Callable[..., Any], by: Callable[..., oracle.Loss]) -> Loss:
+    """A loss of logits with what they weigh, all of them kept."""
+    options = lambda x: dict(
+        where=np.ones(np.shape(x), bool), row_weights=np.full(np.shape(x), 1.5)
+    )
+    cast = lambda o: {k: v if v.dtype == bool else v.astype(np.float32) for k, v in o.items()}
+    return Loss(
+        lambda x, t: fn(x, t, **cast(options(x))), binary_rows, lambda x, t: by(x, t, **options(x))
+    )
+
+
 LOSSES: dict[str, Loss] = {
     "distillation_loss, forward": distillation("forward"),
     "distillation_loss, jsd": distillation("jsd"),
@@ -324,6 +335,10 @@ LOSSES: dict[str, Loss] = {
         binary_rows,
         partial(oracle.asymmetric_loss, gamma_pos=0.5, clip=0.0),
     ),
+    "sigmoid_binary_cross_entropy, weighed": weighed(
+        jxent.sigmoid_binary_cross_entropy, oracle.sigmoid_binary_cross_entropy
+    ),
+    "asymmetric_loss, weighed": weighed(jxent.robust.asymmetric_loss, oracle.asymmetric_loss),
     "linear_cross_entropy, tokens": Loss(_tokens, hidden_rows, _ce, summed=True),
     "linear_cross_entropy, vocab": Loss(_linear, hidden_rows, _ce),
     "linear_cross_entropy, reference": Loss(_reference, hidden_rows, _ce),

@@ -488,9 +488,13 @@ def symmetric_cross_entropy(
     log_zero: float = -4.0,
     axis: Axis = -1,
     where: Any = None,
+    class_weights: Any = None,
     cotangent: Any = 1.0,
 ) -> Loss:
-    """α Σ t_v nll_v + β Σ p_v s_v, s_v = −max(log t_v, A) (Wang et al., 2019); labels one-hot."""
+    """α Σ c_v t_v nll_v + β c̄ Σ p_v s_v, s_v = −max(log t_v, A), c̄ = Σ c t/Σ t (Wang et al., 2019).
+
+    Labels are one-hot rows.
+    """
     a, b = float(alpha), float(beta)
 
     def rows(logits: Any, targets: Any, where: Any) -> Loss:
@@ -500,39 +504,55 @@ def symmetric_cross_entropy(
         hard = is_labels(logits, targets)
         t = (np.arange(V) == np.asarray(targets)[..., None]).astype(np.float64)
         t = t if hard else _f64(targets)
-        one = cross_entropy(logits, t, where=where, reduction="none")
+        C = np.ones(V) if class_weights is None else _f64(class_weights)
         bad = np.where(kept & hard & (t.sum(-1) == 0), np.nan, 0.0)
         counts = kept[..., None] & mask
         t = np.where(counts, t, 0.0)
+        mass = t.sum(-1)
+        some = np.where(mass == 0, 1.0, mass)
+        c = np.ones(mass.shape) if class_weights is None else (C * t).sum(-1) / some
         with np.errstate(divide="ignore"):
             s = -np.maximum(np.log(t), log_zero)
         p = np.where(counts, r.p, 0.0)
-        other = (p * s).sum(-1)
-        g = np.broadcast_to(_f64(cotangent), other.shape)[..., None]
+        other, size = (p * s).sum(-1), (p * np.abs(s)).sum(-1)
+        g = np.broadcast_to(_f64(cotangent), other.shape)
+        options = dict(where=where, reduction="none", class_weights=C, cotangent=g)
+        one = cross_entropy(logits, t, **options)
         known = t > np.exp(log_zero)
         back = times(p, s - other[..., None])
         if hard:  # −|A| p_v (e_y − p_y), where nothing cancels
             y = (t > 0) & counts
             p_y = (p * y).sum(-1, keepdims=True)
             back = log_zero * np.where(y, -times(p, r.p_minus_1), -p * p_y)
-        fall = np.where(known, -p / np.where(known, t, 1), 0.0)
+        fall = c[..., None] * np.where(known, -p / np.where(known, t, 1), 0.0)
+        # ∂c̄/∂t_v = (c_v − c̄)/Σ t, ∂c̄/∂c_v = t_v/Σ t
+        lift = np.where(mass == 0, 0.0, other / some)[..., None] * (C - c[..., None])
+        lift = np.zeros_like(t) if class_weights is None else lift
+        spread = p * (np.abs(s) + size[..., None])
+        spread = np.abs(back) if hard else spread
+        share, G = t / some[..., None], g[..., None]
+        every = tuple(range(g.ndim))
         gradient = {
-            "logits": times(g, a * one.gradient["logits"] + b * back) + bad[..., None],
-            "labels": times(g * counts, a * one.gradient["targets"] + b * fall),
-            "alpha": times(g[..., 0], one.value).sum(),
-            "beta": times(g[..., 0], other).sum(),
+            "logits": a * one.gradient["logits"]
+            + b * times(G * c[..., None], back)
+            + bad[..., None],
+            "labels": a * one.gradient["targets"] + b * times(G * counts, fall + lift),
+            "class_weights": a * one.gradient["class_weights"]
+            + b * times(G * share, other[..., None]).sum(every),
+            "alpha": times(g, one.value).sum(),
+            "beta": times(g, c * other).sum(),
         }
-        spread = p * (np.abs(s) + (p * np.abs(s)).sum(-1, keepdims=True))
-        if hard:
-            spread = np.abs(back)
         scale = {
-            "value": a * one.scale["value"] + b * (p * np.abs(s)).sum(-1),
-            "logits": times(np.abs(g), a * one.scale["logits"] + b * spread),
-            "labels": times(np.abs(g), a * one.scale["targets"] + b * np.abs(fall)),
-            "alpha": times(np.abs(g[..., 0]), one.value).sum(),
-            "beta": times(np.abs(g[..., 0]), (p * np.abs(s)).sum(-1)).sum(),
+            "value": a * one.scale["value"] + b * c * size,
+            "logits": a * one.scale["logits"] + b * times(np.abs(G) * c[..., None], spread),
+            "labels": a * one.scale["targets"]
+            + b * times(np.abs(G) * counts, np.abs(fall) + np.abs(lift)),
+            "class_weights": a * one.scale["class_weights"]
+            + b * times(np.abs(G) * share, size[..., None]).sum(every),
+            "alpha": times(np.abs(g), one.value).sum(),
+            "beta": times(np.abs(g), c * size).sum(),
         }
-        return Loss(times(a, one.value) + b * other + bad, gradient, scale)
+        return Loss(times(a, one.value) + b * c * other + bad, gradient, scale)
 
     return _over_axis(rows, axis, logits, labels, where)
 
@@ -644,6 +664,52 @@ def _total(x: Array, shape: tuple[int, ...]) -> Array:
     return x.sum(stretched, keepdims=True)
 
 
+def _of_entries(loss: Callable[..., Loss]) -> Callable[..., Loss]:
+    """A loss of every logit, of those kept, times what each or its row weighs, reduced."""
+
+    def weighed(
+        logits: Any,
+        labels: Any,
+        *,
+        where: Any = None,
+        row_weights: Any = None,
+        reduction: str = "none",
+        normalizer: Any = None,
+        cotangent: Any = 1.0,
+        **options: Any,
+    ) -> Loss:
+        x, y = _f64(logits), _f64(labels)
+        over = lambda a: np.broadcast_to(a if a.ndim == x.ndim else a[..., None], x.shape)
+        kept = over(np.array(True) if where is None else np.asarray(where))
+        w = _f64(np.ones(x.shape) if row_weights is None else row_weights)
+        weight = np.where(kept, over(w), 0.0)
+        D = weight.sum() if normalizer is None else float(normalizer)
+        share = 1.0 if reduction != "mean" else 1 / D if D else 0.0
+        g = np.where(kept, share * np.broadcast_to(_f64(cotangent), x.shape), 0.0)
+        clean = np.where(kept, y, 0.0) if y.shape == x.shape else y
+        out = loss(np.where(kept, x, 0.0), clean, **options, cotangent=g * weight)
+        rows, rows_scale = times(weight, out.value), times(np.abs(weight), out.scale["value"])
+        value, scale = (a if reduction == "none" else a.sum() * share for a in (rows, rows_scale))
+        own = share if reduction == "mean" and normalizer is None else 0.0  # w in the denominator
+        total = lambda a: a.sum(-1) if w.ndim < x.ndim else a
+        of_weights = total(times(g, out.value - (value if own else 0.0)))
+        of_weights_scale = total(times(np.abs(g), out.value + (scale if own else 0.0)))
+        of_normalizer = -np.sum(cotangent * value) * share
+        return Loss(
+            value,
+            {**out.gradient, "row_weights": of_weights, "normalizer": of_normalizer},
+            {
+                **out.scale,
+                "value": scale,
+                "row_weights": of_weights_scale,
+                "normalizer": np.abs(of_normalizer),
+            },
+        )
+
+    return weighed
+
+
+@_of_entries
 def sigmoid_binary_cross_entropy(
     logits: Any,
     labels: Any,
@@ -676,6 +742,7 @@ def sigmoid_binary_cross_entropy(
     return Loss(value, gradient, scale)
 
 
+@_of_entries
 def sigmoid_focal_loss(
     logits: Any,
     labels: Any,
@@ -722,6 +789,7 @@ def sigmoid_focal_loss(
     return Loss(value, gradient, scale)
 
 
+@_of_entries
 def asymmetric_loss(
     logits: Any,
     labels: Any,

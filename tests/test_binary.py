@@ -55,7 +55,7 @@ def expected_by_oracle(fn: Any, arguments: dict[str, Any], g: np.ndarray) -> ora
         **out.scale,
         "labels": oracle._total(by_label, shape),
         "alpha": (np.abs(g * (2 * y - 1)) * plain.value).sum(),
-        "gamma": by_gamma + 1e-30,  # u^γ bce underflows before it is multiplied by log u
+        "gamma": by_gamma,
     }
     return oracle.Loss(out.value, out.gradient, scale)
 
@@ -167,7 +167,7 @@ def test_oracle_float64(spec, seed, spread):
 
 @pytest.mark.deep
 @pytest.mark.parametrize("spec", CALLS, ids=named)
-@settings(settings.get_profile("deep"))
+@settings(settings.get_profile("deep"), max_examples=1000)
 @drawn
 def test_oracle_deep(spec, seed, spread):
     check(*call(spec, seed, spread))
@@ -217,6 +217,21 @@ def test_label_slope_of_a_small_gamma_beyond_underflow():
     for x, gamma in ((100.0, 0.1), (1000.0, 0.01)):
         by_label = jax.grad(lambda y, x, g: FOCAL(x, y, gamma=g))(1.0, x, gamma)
         np.testing.assert_allclose(by_label, -math.exp(-gamma * x) * (x + gamma), rtol=2e-6)
+
+
+def test_slopes_beyond_the_underflow_of_the_power():
+    """u^γ, or u^γ bce, is 0 in float32, and what it is multiplied by makes a number of it."""
+    x, y = 80.0, 1.0
+    for gamma, by in ((0.094, "gamma"), (1.1, "labels")):
+        slope = jax.grad(lambda a, g=gamma: FOCAL(x, a[0], gamma=a[1]))(jnp.array([y, gamma]))
+        log_u = -x - math.log1p(math.exp(-x))
+        bce = math.log1p(math.exp(-x))
+        exact = {
+            "gamma": math.exp(gamma * log_u) * bce * log_u,
+            "labels": -math.exp(gamma * log_u) * (x + gamma),
+        }[by]
+        assert abs(exact) / 80 < 1.2e-38 < abs(exact)
+        np.testing.assert_allclose(slope[("labels", "gamma").index(by)], exact, rtol=2e-5)
 
 
 # --- against optax and torch ------------------------------------------------------------------
@@ -674,3 +689,243 @@ def test_dtypes(loss):
         assert loss(jnp.asarray(X, "float64"), jnp.asarray(Y["soft"])).dtype == "float64"
         assert loss(jnp.asarray(X), jnp.asarray(Y["soft"], "float64")).dtype == "float32"
         assert loss(jnp.asarray(X), jnp.asarray(Y["integer"])).dtype == "float32"
+
+
+# --- which logits count, what they weigh, and what they come to ---------------------------------
+
+ASYMMETRIC = jxent.robust.asymmetric_loss
+EACH = {**LOSSES, "asymmetric": ASYMMETRIC}
+ORACLES = {
+    BCE: oracle.sigmoid_binary_cross_entropy,
+    FOCAL: oracle.sigmoid_focal_loss,
+    ASYMMETRIC: oracle.asymmetric_loss,
+}
+every_loss = pytest.mark.parametrize("loss", EACH.values(), ids=EACH)
+
+masks = st.sampled_from([None, "rows", "logits", "nothing"])
+numbers_of = st.sampled_from([None, "rows", "logits", "zero"])
+reductions = st.sampled_from(["none", "sum", "mean", "normalizer"])
+
+
+shapes = st.sampled_from([(4,), (3, 4), (2, 3, 4)])
+
+
+@every_loss
+@settings(max_examples=6)
+@given(st.integers(0, 2**16), shapes, masks, numbers_of, reductions)
+def test_weighed_against_the_oracle(loss, seed, shape, mask, weights, reduction):
+    check_weighed(loss, seed, shape, mask, weights, reduction)
+
+
+@pytest.mark.deep
+@every_loss
+@settings(max_examples=100)
+@given(st.integers(0, 2**16), shapes, masks, numbers_of, reductions)
+def test_weighed_against_the_oracle_deep(loss, seed, shape, mask, weights, reduction):
+    check_weighed(loss, seed, shape, mask, weights, reduction)
+
+
+def check_weighed(loss, seed, shape, mask, weights, reduction) -> None:
+    """The value, and every gradient, the weights' own too."""
+    rng = np.random.default_rng(seed)
+    sizes = {"rows": shape[:-1], "logits": shape, "nothing": shape, "zero": shape[:-1]}
+    arguments = {
+        "logits": jnp.asarray(3 * rng.standard_normal(shape), jnp.float32),
+        "labels": jnp.asarray(rng.random(shape), jnp.float32),
+        "reduction": "mean" if reduction == "normalizer" else reduction,
+    }
+    if mask:
+        arguments["where"] = (rng.random(sizes[mask]) < 0.6) & (mask != "nothing")
+    if weights:
+        w = rng.uniform(0.2, 2, sizes[weights]) * (rng.random(sizes[weights]) < 0.8)
+        arguments["row_weights"] = jnp.asarray(w * (weights != "zero"), jnp.float32)
+    if reduction == "normalizer":
+        arguments["normalizer"] = jnp.float32(rng.choice([0.0, 5.0]))
+    g = rng.standard_normal(shape if reduction == "none" else ())
+    given_in_f64 = {k: f64(a) if hasattr(a, "dtype") else a for k, a in arguments.items()}
+    if mask:
+        given_in_f64["where"] = arguments["where"]
+    expected = ORACLES[loss](**given_in_f64, cotangent=np.float32(g))
+    value, gradients = value_and_gradients(loss, arguments, np.float32(g))
+    scale = expected.scale["value"]
+    assert_close(value, expected.value, rtol=1e-5, scale=scale, cancels=True)
+    for name, gradient in gradients.items():
+        wanted, size = expected.gradient[name], expected.scale.get(name)
+        if loss is FOCAL and name == "labels":  # both terms of its slope may be the smaller
+            size = np.abs(wanted) + 1e-2 * np.abs(g)
+        assert_close(gradient, wanted, rtol=1e-5, scale=size, cancels=True, err_msg=name)
+
+
+HOSTILE = [nan, inf, -inf, 3e38]
+
+
+@every_loss
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_what_is_dropped_is_exactly_nothing(loss, reduction):
+    """Whatever it holds, in loss and gradient: of what is kept every bit is as without it."""
+    x, y, keep = jnp.asarray(X), jnp.asarray(Y["soft"]), np.arange(24).reshape(6, 4) % 3 > 0
+    w = jnp.asarray(rng.uniform(0.5, 2, (6, 4)), jnp.float32)
+
+    @jax.jit
+    def run(x, y, w):
+        f = lambda *a: loss(a[0], a[1], where=keep, row_weights=a[2], reduction=reduction)
+        value, pull = jax.vjp(f, x, y, w)
+        tangent = jax.jvp(f, (x, y, w), (x * 0 + 1, y * 0 + 1, w * 0 + 1))[1]
+        return value, tangent, *pull(jnp.ones_like(value))
+
+    clean = run(x, y, w)
+    for bad in HOSTILE:
+        put = lambda a: jnp.where(keep, a, bad)  # noqa: B023
+        for arguments in ((put(x), y, w), (x, put(y), w), (x, y, put(w)), map(put, (x, y, w))):
+            for got, wanted in zip(run(*arguments), clean, strict=True):
+                np.testing.assert_array_equal(got, wanted)
+                if got.ndim:
+                    assert not np.any(np.asarray(got)[~keep])
+    assert loss(x, np.where(keep, Y["soft"], -1), where=keep).shape == (6, 4)
+    with pytest.raises(ValueError, match=r"`labels`\[0, 0\] = -1"):
+        loss(x, np.full((6, 4), -1.0), where=~keep)
+
+
+def test_parameters_of_what_is_dropped():
+    """Of the logits' shape they are dropped too."""
+    keep = np.arange(4) > 0
+    full = lambda v: jnp.where(keep, 0.5, v)
+    names = {BCE: ["pos_weight"], FOCAL: ["alpha", "gamma"], ASYMMETRIC: ["gamma_pos", "gamma_neg"]}
+    for loss, own in names.items():
+        f = jax.jit(lambda x, p, f=loss, n=own: f(x, 0.5, where=keep, **dict.fromkeys(n, p)))
+        value, pull = jax.vjp(f, jnp.ones(4), full(nan))
+        wanted, wanted_pull = jax.vjp(f, jnp.ones(4), full(0.5))
+        np.testing.assert_array_equal(value, wanted)
+        for a, b in zip(pull(value), wanted_pull(value), strict=True):
+            np.testing.assert_array_equal(a, b)
+            assert a[0] == 0
+
+
+@every_loss
+def test_weights_of_zero(loss):
+    """Nothing, even of ∞ and of faults; what a little more would cost is told by ∂/∂w."""
+    x = jnp.array([-inf, -inf, nan, 1.0, 1.0, 0.5])
+    y = jnp.array([0.25, 1.0, 0.5, 1.5, 0.5, 0.5])
+    w = jnp.array([0.0, 0.0, 0.0, 0.0, 0.0, 2.0])
+    for reduction, share in (("none", 1), ("sum", 1), ("mean", 0.5)):
+        f = lambda x, w, y, r=reduction: jnp.sum(loss(x, y, row_weights=w, reduction=r))
+        value, (by_logit, by_weight) = jax.jit(jax.value_and_grad(f, (0, 1)))(x, w, y)
+        alone, slope = jax.value_and_grad(loss)(x[5], 0.5)
+        assert_close(value, 2 * share * f64(alone), rtol=1e-6)
+        assert_close(by_logit, [0, 0, 0, 0, 0, 2 * share * float(slope)], rtol=1e-6)
+        assert not np.any(np.isnan(by_weight)) and np.all(by_weight[:2] > 1e30)
+        mean = float(value) if reduction == "mean" else 0
+        assert_close(by_weight[4], share * (float(loss(1.0, 0.5)) - mean), rtol=1e-5)
+    rows = lambda x, w, y: jnp.sum(loss(x, y, row_weights=w))
+    heard = jax.jit(jax.grad(rows))(x, w.at[2:4].set(1), y)
+    np.testing.assert_array_equal(np.isnan(heard), [0, 0, 1, 1, 0, 0])
+
+
+@every_loss
+def test_means(loss):
+    """Σ w loss / Σ w over what is kept; nothing kept is 0, and so is its gradient."""
+    x, y = jnp.asarray(X), jnp.asarray(Y["soft"])
+    rows, w = np.arange(6) % 2 > 0, jnp.arange(6.0)
+    each = f64(loss(x, y))
+    mean = functools.partial(loss, reduction="mean")
+    assert_close(mean(x, y), each.mean(), rtol=1e-6)
+    assert_close(mean(x, y, where=rows), each[rows].mean(), rtol=1e-6)
+    weighed = (f64(w)[:, None] * each)[rows].sum()
+    got = mean(x, y, where=rows, row_weights=w)
+    assert_close(got, weighed / (4 * f64(w)[rows].sum()), rtol=1e-6)
+    by_entry = jnp.broadcast_to(w[:, None], (6, 4))
+    assert_close(mean(x, y, where=rows, row_weights=by_entry), f64(got), rtol=1e-6)
+    assert_close(mean(x, y, normalizer=3.0), each.sum() / 3, rtol=1e-6)
+    for nothing in (dict(where=np.zeros(6, bool)), dict(row_weights=0 * w), dict(normalizer=0.0)):
+        value, slope = jax.value_and_grad(lambda x, o=nothing: mean(x, y, **o))(x)
+        assert value == 0 and not np.any(slope)
+    assert mean(jnp.zeros((0, 4)), jnp.zeros((0, 4))) == 0
+    assert loss(0.5, 1, where=False) == 0 and loss(0.5, 1, reduction="mean", row_weights=2.0) > 0
+
+
+@every_loss
+def test_means_over_devices(loss):
+    """Unequal numbers of kept logits a device: one mean of all, and its gradient."""
+    x, y = jnp.asarray(X), jnp.asarray(Y["soft"])
+    w, keep = jnp.arange(1.0, 7.0), np.arange(24).reshape(6, 4) % 5 > 0
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:3]), ("d",))
+    local = lambda x, y, w, k: loss(x, y, where=k, row_weights=w, reduction="mean", axis_name="d")
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=P("d"), out_specs=P())
+    whole = lambda x, y, w, k: loss(x, y, where=k, row_weights=w, reduction="mean")
+    both = lambda f: jax.jit(jax.value_and_grad(f, (0, 1, 2)))(x, y, w, keep)
+    close(both(sharded), both(whole))
+    plain = jax.shard_map(
+        lambda x, y: loss(x, y, reduction="mean", axis_name="d"),
+        mesh=mesh, in_specs=P("d"), out_specs=P(),
+    )  # fmt: skip
+    close(jax.jit(plain)(x, y), jnp.mean(loss(x, y)))
+
+
+@pytest.mark.parametrize(
+    "loss", [BCE, *(pytest.param(f, marks=pytest.mark.deep) for f in (FOCAL, ASYMMETRIC))]
+)
+def test_weighed_to_second_order(loss):
+    """Forward over reverse, by logits and weights together, against differences."""
+    keep = np.array([True, False, True])
+
+    def f(v):
+        return loss(v[:3], jnp.array([0.2, 0.5, 1.0], v.dtype), where=keep, row_weights=v[3:],
+                    reduction="mean")  # fmt: skip
+
+    assert_derivatives(f, np.array([[0.5, 1.0, 2.0, 0.7, 0.1, 1.5], [2.0, 0, -0.5, 2.0, 1, 0.0]]))
+
+
+@every_loss
+def test_only_the_arguments_are_kept(loss):
+    arguments = [jnp.asarray(X), jnp.asarray(Y["soft"]), jnp.arange(6.0)]
+    rows, entries = jnp.arange(6) > 1, jnp.asarray(X) > 0
+    for keep, reduction in ((rows, "mean"), (entries, "none")):
+        f = lambda x, y, w, k, r=reduction: loss(x, y, where=k, row_weights=w, reduction=r)
+        _, pull = jax.vjp(lambda *a, f=f, k=keep: f(*a, k), *arguments)
+        kept = sum(a.nbytes for a in jax.tree.leaves(pull) if a.ndim)
+        assert kept == sum(a.nbytes for a in (*arguments, keep))
+
+
+def test_weighed_on_a_sharded_mesh():
+    mesh = jax.make_mesh((2, 2), ("rows", "classes"), devices=jax.devices()[:4])
+    put = lambda a, *spec: jax.device_put(a, jax.sharding.NamedSharding(mesh, P(*spec)))
+    x, y, w = jnp.asarray(X), jnp.asarray(Y["soft"]), jnp.arange(6.0)
+    for k, split in ((np.arange(6) > 1, P("rows")), (X > 0, P("rows", "classes"))):
+        f = jax.jit(lambda x, y, w, k: BCE(x, y, where=k, row_weights=w, reduction="mean"))
+        x_, y_ = (put(a, "rows", "classes") for a in (x, y))
+        assert_close(f(x_, y_, put(w, "rows"), put(k, *split)), f64(f(x, y, w, k)), rtol=1e-6)
+
+
+ENTRY_ERRORS = [
+    (dict(where=[True, False]), ValueError, r"`where` must have the rows' shape \[3\] or the log"),
+    (dict(where=[1, 0, 1]), TypeError, r"`where` must be boolean, got int64\[3\]"),
+    (dict(where=[[True], [True], [False]]), ValueError, r"got bool\[3, 1\]"),
+    (
+        dict(row_weights=[1.0, 2.0]),
+        ValueError,
+        r"`row_weights` must have the rows' shape \[3\] or the logits' shape \[3, 2\], got "
+        r"float64\[2\]; jnp.broadcast_to",
+    ),
+    (dict(row_weights=[True] * 3), TypeError, r"`row_weights` must be numbers"),
+    (dict(reduction="average"), ValueError, r'`reduction` must be "mean", "sum" or "none"'),
+    (dict(normalizer=2.0), ValueError, r'`normalizer` replaces the denominator of "mean"'),
+    (dict(reduction="mean", normalizer=[2.0]), ValueError, r"`normalizer` must have shape \[\]"),
+    (dict(axis_name="d"), ValueError, r'cannot go with reduction="none"'),
+]
+
+
+@every_loss
+@pytest.mark.parametrize("options, error, message", ENTRY_ERRORS)
+def test_errors_of_the_shared_options(loss, options, error, message, unhooked):
+    options = {k: np.asarray(v) if isinstance(v, list) else v for k, v in options.items()}
+    with pytest.raises(error, match=f"^{loss.__name__}: .*{message}"):
+        loss(np.zeros((3, 2), np.float32), np.zeros((3, 2)), **options)
+
+
+def test_checked_passes_over_dropped_labels():
+    step = jax.jit(lambda x, y, k: BCE(x, y, where=k))
+    y = jnp.array([[0.0, -1.0], [2.0, 1.0]])
+    checked = jxent.testing.checked(step)
+    checked(jnp.ones((2, 2)), y, (y >= 0) & (y <= 1))
+    with pytest.raises(ValueError, match=r"`labels`\[1, 0\] = 2.0 is outside"):
+        checked(jnp.ones((2, 2)), y, y >= 0)

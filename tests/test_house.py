@@ -25,7 +25,7 @@ LAYERS = [
     ["_typing", "_compat", "_check", "_progress"],  # words
     ["_product", "_rows", "_weights", "_reduce"],  # one row's mathematics
     ["_sums", "_average", "_bootstrap"],  # many rows': summed, averaged, resampled
-    ["_dense"],  # the formula attached to JAX
+    ["_dense", "_entries"],  # the formula attached to JAX: of rows of logits, of single ones
     ["_between"],
     ["_linear", "_linear.cut", "_linear.head"],
     ["_linear.chunks"],
@@ -34,6 +34,7 @@ LAYERS = [
     ["imbalance", "robust"],
     ["_figures", "_comparison", "_calibration", "_temperature"],  # what is measured, shown
     ["_classification"],
+    ["_multilabel"],
     ["information", "metrics", "selection", "distillation", "regression"],
     ["regularization"],
     ["gradcheck", "bench", "bench_linear", "demo", "predictions", "scores"],  # programs

@@ -55,12 +55,12 @@ LOSSES: dict[str, tuple[Any, str, bool, tuple[str, ...]]] = {
         False,
         NO_TERMS,
     ),
-    "symmetric, labels": (jxent.robust.symmetric_cross_entropy, "labels", True, NO_TERMS[:3]),
+    "symmetric, labels": (jxent.robust.symmetric_cross_entropy, "labels", True, NO_TERMS),
     "symmetric, distributions": (
         jxent.robust.symmetric_cross_entropy,
         "labels",
         False,
-        NO_TERMS[:3],
+        NO_TERMS,
     ),
 }
 SAVING = [(loss, options) for loss, (*_, which) in LOSSES.items() for options in which]

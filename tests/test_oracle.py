@@ -168,12 +168,18 @@ ROW_LOSSES: dict[str, tuple[Callable[..., oracle.Loss], dict[str, Any], tuple[in
     ),
     "symmetric, labels": (
         oracle.symmetric_cross_entropy,
-        dict(logits=LOGITS, labels=LABELS, alpha=np.array(0.3), beta=np.array(0.7)),
+        dict(
+            logits=LOGITS,
+            labels=LABELS,
+            alpha=np.array(0.3),
+            beta=np.array(0.7),
+            class_weights=C,
+        ),
         ROWS,
     ),
     "symmetric, distributions": (
         oracle.symmetric_cross_entropy,
-        dict(logits=LOGITS, labels=SOFT + 0.02, log_zero=-2.0, where=ROW_MASK),
+        dict(logits=LOGITS, labels=SOFT + 0.02, log_zero=-2.0, where=ROW_MASK, class_weights=C),
         ROWS,
     ),
     "ldam": (oracle.ldam, dict(logits=LOGITS, labels=LABELS, margins=C), ROWS),
@@ -187,6 +193,22 @@ ROW_LOSSES: dict[str, tuple[Callable[..., oracle.Loss], dict[str, Any], tuple[in
         oracle.sigmoid_binary_cross_entropy,
         dict(**BINARY, pos_weight=C, label_smoothing=0.1),
         (*ROWS, V),
+    ),
+    "sigmoid, entries": (
+        oracle.sigmoid_binary_cross_entropy,
+        dict(**BINARY, where=CLASS_MASK, row_weights=SOFT + 0.5, reduction="mean"),
+        (),
+    ),
+    "sigmoid focal, rows": (
+        oracle.sigmoid_focal_loss,
+        dict(
+            **BINARY,
+            where=ROW_MASK,
+            row_weights=SOFT[..., 0] + 0.5,
+            reduction="mean",
+            normalizer=np.array(5.0),
+        ),
+        (),
     ),
     "asymmetric": (
         oracle.asymmetric_loss,

@@ -838,7 +838,10 @@ def test_the_other_torch_losses(torch):
     w = jnp.array([[0.5, 1.0, 2.0], [1.0, 0.0, 3.0]])
     rows = jxent.sigmoid_binary_cross_entropy(Z, T, pos_weight=C)
     _same(rows.mean(), _bce(torch, Z, T, pos_weight=_t(torch, C)))
-    _same((w * rows).mean(), _bce(torch, Z, T, pos_weight=_t(torch, C), weight=_t(torch, w)))
+    weighed = jxent.sigmoid_binary_cross_entropy(
+        Z, T, pos_weight=C, row_weights=w, reduction="mean", normalizer=Z.size
+    )
+    _same(weighed, _bce(torch, Z, T, pos_weight=_t(torch, C), weight=_t(torch, w)))
 
     kl_div, q_, t_ = torch.nn.functional.kl_div, _t(torch, q), _t(torch, T)
     _same(jxent.kl_divergence(q, T).mean(), kl_div(q_, t_, reduction="batchmean"))

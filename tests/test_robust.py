@@ -120,6 +120,27 @@ def test_symmetric_is_the_papers(A):
             assert_close(SCE(LOGITS, LABELS, **given), expected, rtol=1e-5)
 
 
+def test_symmetric_with_class_weights():
+    """c_y of a label's loss, of a one-hot row too; of a mixture the average class weight."""
+    c = jnp.asarray(RNG.uniform(0.5, 2, V), jnp.float32)
+    plain, weighted = SCE(LOGITS, LABELS), SCE(LOGITS, LABELS, class_weights=c)
+    assert_close(weighted, f64(plain) * f64(c)[LABELS], rtol=1e-6)
+    one_hot = np.eye(V, dtype=np.float32)[LABELS]
+    assert_close(SCE(LOGITS, one_hot, class_weights=c), f64(weighted), rtol=1e-6)
+    ones = jnp.ones(V)
+    assert_close(SCE(LOGITS, SOFT, class_weights=ones), f64(SCE(LOGITS, SOFT)), rtol=1e-6)
+    p, t = special.softmax(f64(LOGITS), axis=-1), f64(SOFT)
+    forward = -(f64(c) * t * np.log(p)).sum(-1)
+    backward = -(p * np.maximum(np.log(t), -4)).sum(-1) * (f64(c) * t).sum(-1) / t.sum(-1)
+    got = SCE(LOGITS, SOFT, alpha=0.3, beta=0.7, class_weights=c)
+    assert_close(got, 0.3 * forward + 0.7 * backward, rtol=1e-5)
+    # A class without weight: its rows are 0, even where it was held impossible.
+    none = SCE(jnp.array([[-inf, 0.0]]), np.array([0]), class_weights=jnp.array([0.0, 1.0]))
+    assert none == 0
+    with pytest.raises(ValueError, match=r"symmetric_cross_entropy: `class_weights` must have sh"):
+        SCE(LOGITS, SOFT, class_weights=jnp.ones(V + 1))
+
+
 def test_symmetric_of_impossible_labels():
     """α = 0 leaves the bounded part, and 0·∞ is 0."""
     z = jnp.array([[-inf, 0.0], [0.0, 50.0]])
