@@ -42,6 +42,16 @@ def init(key: jax.Array, features: int, hidden: int, outputs: int) -> Params:
     }
 
 
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _first_models(seeds: jax.Array, features: int, hidden: int, outputs: int) -> Params:
+    return jax.vmap(lambda seed: init(jax.random.key(seed), features, hidden, outputs))(seeds)
+
+
+def first_models(seeds: Iterable[int], *sizes: int) -> Params:
+    """The model that each seed starts from, with one axis more."""
+    return _first_models(jnp.asarray(seeds), *sizes)
+
+
 def mlp(params: Params, x: jax.Array) -> jax.Array:
     return jax.nn.relu(x @ params["W1"] + params["b1"]) @ params["W2"] + params["b2"]
 
@@ -156,12 +166,11 @@ def held_out_logits(loss_fn: Callable, data: Digits, seeds: Iterable[int]) -> ja
 
     @jax.jit
     @jax.vmap
-    def run(seed: jax.Array, data: Digits) -> jax.Array:
-        params = init(jax.random.key(seed), data.x.shape[-1], HIDDEN, CLASSES)
+    def run(params: Params, data: Digits) -> jax.Array:
         state = train(loss_fn, (params, OPTIMIZER.init(params)), data.x, data.labels, data.batches)
         return mlp(state[0], data.held_out_x)
 
-    return run(jnp.asarray(seeds), data)
+    return run(first_models(seeds, data.x.shape[-1], HIDDEN, CLASSES), data)
 
 
 @jax.jit
@@ -288,7 +297,7 @@ def stopped(loss: Continuous, data: Diabetes, seeds: Iterable[int]) -> np.ndarra
 
     @jax.jit
     @jax.vmap
-    def run(seed: jax.Array, data: Diabetes) -> tuple[jax.Array, jax.Array]:
+    def run(params: Params, data: Diabetes) -> tuple[jax.Array, jax.Array]:
         def loss_fn(params, x, y):
             return loss.loss(mlp(params, x), y)
 
@@ -300,10 +309,10 @@ def stopped(loss: Continuous, data: Diabetes, seeds: Iterable[int]) -> np.ndarra
                 loss.value(mlp(state[0], data.held_out_x)),
             )
 
-        params = init(jax.random.key(seed), data.x.shape[-1], SMALL, loss.outputs)
         return jax.lax.scan(checkpoint, (params, OPTIMIZER.init(params)), data.batches)[1]
 
-    return kept(*run(jnp.asarray(seeds), data))
+    params = first_models(seeds, data.x.shape[-1], SMALL, loss.outputs)
+    return kept(*run(params, data))
 
 
 def kept(validation: Any, values: Any) -> np.ndarray:
