@@ -7,19 +7,14 @@ Peers that are not installed are left out: `pip install torch tokamax` for all o
 """
 
 import importlib.util
-import platform
-import re
-import sys
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from importlib import metadata
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import marks
 import numpy as np
 import optax
 from hostile import linear
@@ -27,7 +22,6 @@ from test_accuracy import LOSSES, REGIMES, Regime, Truth, batches, measure
 
 import jxent
 
-README = Path(__file__).parents[1] / "README.md"
 INF, NAN = np.inf, np.nan
 
 # Accuracy.
@@ -241,35 +235,14 @@ def peers(of: dict[str, Callable[[Input], Result]]) -> list[str]:
     return lines
 
 
-def versions() -> str:
-    found = [f"Python {platform.python_version()}"]
-    for name in ("jax", "optax", "torch", "tokamax"):
-        with suppress(metadata.PackageNotFoundError):
-            found.append(f"{name} {metadata.version(name)}")
-    return ", ".join(found) + f", on a {jax.devices()[0].platform.upper()}."
-
-
 def tables() -> dict[str, str]:
     """Each table by the name of its marks."""
     return {
         "measured bounds": "\n".join(bounds()),
         "peers": "\n".join(peers(installed())),
-        "versions": versions(),
+        "versions": marks.versions("jax", "optax", "torch", "tokamax"),
     }
 
 
-def written(text: str, found: dict[str, str]) -> str:
-    """The text, with what stands between `<!-- name -->` and `<!-- end -->` replaced."""
-    for name, table in found.items():
-        block = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        assert len(block.findall(text)) == 1, f"README.md: no marks for {name}"
-        text = block.sub(lambda m, table=table: m[1] + table + m[2], text)
-    return text
-
-
 if __name__ == "__main__":
-    found = tables()
-    if "--write" in sys.argv[1:]:
-        README.write_text(written(README.read_text("utf-8"), found), "utf-8")
-    else:
-        print("\n\n".join(found.values()))
+    marks.main(tables)

@@ -2,22 +2,17 @@
 
 import re
 
+import marks
 import promises
 import pytest
 from compare import relaxed
 
-TEXT = promises.README.read_text("utf-8")
-
-
-def table(name: str) -> list[list[str]]:
-    """The cells between the marks of a table, its head first."""
-    (block,) = re.findall(rf"<!-- {name} -->\n(.*?)\n<!-- end -->", TEXT, re.DOTALL)
-    return [line.strip("| ").split(" | ") for line in block.splitlines()]
+TEXT = marks.README.read_text("utf-8")
 
 
 @pytest.mark.parametrize("peer", promises.installed())
 def test_hostile_inputs(peer, unhooked):
-    head, _, *rows = table("peers")
+    head, _, *rows = marks.table("peers")
     said = {row[0]: row[head.index(peer)] for row in rows}
     with relaxed():
         found = {x.name: promises.cell(promises.PEERS[peer][1], x) for x in promises.INPUTS}
@@ -28,7 +23,7 @@ def test_hostile_inputs(peer, unhooked):
 
 def test_measured_bounds():
     """Each share is one, of a regime that is measured."""
-    _, _, *rows = table("measured bounds")
+    _, _, *rows = marks.table("measured bounds")
     assert [row[0].split(", V")[0] for row in rows] == [
         name.split(", V")[0] for name in promises.REGIMES
     ]
@@ -38,11 +33,11 @@ def test_measured_bounds():
 
 def test_writing_keeps_the_rest():
     tables = dict.fromkeys(("measured bounds", "peers", "versions"), "x")
-    once = promises.written(TEXT, tables)
-    assert promises.written(once, tables) == once
+    once = marks.written(TEXT, tables)
+    assert marks.written(once, tables) == once
     outside = re.compile(
         r"<!-- (?:measured bounds|peers|versions) -->\n.*?\n<!-- end -->", re.DOTALL
     )
     assert outside.sub("", once) == outside.sub("", TEXT)
     with pytest.raises(AssertionError, match="no marks for other"):
-        promises.written(TEXT, {"other": "x"})
+        marks.written(TEXT, {"other": "x"})
