@@ -10,6 +10,8 @@ Of label v, with x its logit, p = σ(x), ŷ = [p > threshold], over the rows in 
 in `_classification`.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from functools import partial
