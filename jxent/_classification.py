@@ -258,27 +258,7 @@ class ClassificationMetrics:
 
     def summary(self) -> Summary:
         """The numbers, also inside `jit`."""
-        log_loss = self.loss.mean()
-        count = self.loss.sums()[1]
-        reliability = curve(self.bin_confidence, self.bin_hit)
-        return Summary(
-            weight=count.value + count.rest,
-            log_loss=log_loss,
-            perplexity=jnp.exp(log_loss),
-            bits_per_token=log_loss / math.log(2),
-            bits_per_byte=self.per_byte.mean() / math.log(2),
-            accuracy=self.hit.mean(),
-            top_k=self.top_k,
-            top_k_accuracy=self.top.mean(),
-            brier_score=self.brier.mean(),
-            expected_calibration_error=reliability.error,
-            class_weight=self.class_loss.weight + self.class_loss.weight_rest,
-            class_cross_entropy=self.class_loss.mean(),
-            confusion=None
-            if self.confused is None
-            else self.confused.total + self.confused.total_rest,
-            reliability=reliability,
-        )
+        return _summary(self)._replace(top_k=self.top_k)
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -288,6 +268,29 @@ class ClassificationMetrics:
             "confusion": self.confused is not None,
             "dtype": jnp.dtype(self.loss.total.dtype).name,
         }
+
+
+@partial(jax.jit, inline=True)
+def _summary(m: ClassificationMetrics) -> Summary:
+    log_loss = m.loss.mean()
+    count = m.loss.sums()[1]
+    reliability = curve(m.bin_confidence, m.bin_hit)
+    return Summary(
+        weight=count.value + count.rest,
+        log_loss=log_loss,
+        perplexity=jnp.exp(log_loss),
+        bits_per_token=log_loss / math.log(2),
+        bits_per_byte=m.per_byte.mean() / math.log(2),
+        accuracy=m.hit.mean(),
+        top_k=m.top_k,
+        top_k_accuracy=m.top.mean(),
+        brier_score=m.brier.mean(),
+        expected_calibration_error=reliability.error,
+        class_weight=m.class_loss.weight + m.class_loss.weight_rest,
+        class_cross_entropy=m.class_loss.mean(),
+        confusion=None if m.confused is None else m.confused.total + m.confused.total_rest,
+        reliability=reliability,
+    )
 
 
 def rows_of(

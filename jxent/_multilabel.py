@@ -248,32 +248,7 @@ class MultiLabelMetrics:
 
     def summary(self) -> MultiLabelSummary:
         """The numbers, also inside `jit`."""
-        loss = _together(self.loss)
-        f1 = _f1(self.both, self.true, self.predicted)
-        micro = [_together(a) for a in (self.both, self.true, self.predicted)]
-        confidence, true = _together(self.bin_confidence), _together(self.bin_true)
-        reliability = curve(confidence, true)
-        return MultiLabelSummary(
-            weight=_weight(loss),
-            log_loss=loss.mean(),
-            hamming_loss=_together(self.wrong).mean(),
-            subset_accuracy=self.subset.mean(),
-            micro_precision=_share(micro[0], micro[2]),
-            micro_recall=_share(micro[0], micro[1]),
-            micro_f1=_f1(*micro),
-            macro_f1=_mean_known(f1, self.loss),
-            expected_calibration_error=reliability.error,
-            label_weight=_weight(self.loss),
-            label_share=self.true.mean(),
-            label_log_loss=self.loss.mean(),
-            label_precision=_share(self.both, self.predicted),
-            label_recall=_share(self.both, self.true),
-            label_f1=f1,
-            label_calibration_error=jax.vmap(lambda a, b: curve(a, b).error)(
-                self.bin_confidence, self.bin_true
-            ),
-            reliability=reliability,
-        )
+        return _summary(self)
 
     def _options(self) -> dict[str, Any]:
         classes, bins = self.bin_true.total.shape
@@ -283,6 +258,36 @@ class MultiLabelMetrics:
             "threshold": self.threshold,
             "dtype": jnp.dtype(self.loss.total.dtype).name,
         }
+
+
+@partial(jax.jit, inline=True)
+def _summary(m: MultiLabelMetrics) -> MultiLabelSummary:
+    loss = _together(m.loss)
+    f1 = _f1(m.both, m.true, m.predicted)
+    micro = [_together(a) for a in (m.both, m.true, m.predicted)]
+    confidence, true = _together(m.bin_confidence), _together(m.bin_true)
+    reliability = curve(confidence, true)
+    return MultiLabelSummary(
+        weight=_weight(loss),
+        log_loss=loss.mean(),
+        hamming_loss=_together(m.wrong).mean(),
+        subset_accuracy=m.subset.mean(),
+        micro_precision=_share(micro[0], micro[2]),
+        micro_recall=_share(micro[0], micro[1]),
+        micro_f1=_f1(*micro),
+        macro_f1=_mean_known(f1, m.loss),
+        expected_calibration_error=reliability.error,
+        label_weight=_weight(m.loss),
+        label_share=m.true.mean(),
+        label_log_loss=m.loss.mean(),
+        label_precision=_share(m.both, m.predicted),
+        label_recall=_share(m.both, m.true),
+        label_f1=f1,
+        label_calibration_error=jax.vmap(lambda a, b: curve(a, b).error)(
+            m.bin_confidence, m.bin_true
+        ),
+        reliability=reliability,
+    )
 
 
 def _total(a: Average) -> Array:
