@@ -556,7 +556,7 @@ assert np.linalg.norm(naive - truth) > 0.1 * np.linalg.norm(truth)
 # as the 64 of the first. Trained side by side on the same ragged batches, one run stays with the
 # full batch's and the other leaves it.
 
-# %% tags=["gallery"]
+# %%
 sgd = optax.sgd(0.1, momentum=0.9)
 RAGGED_STEPS = 20 if FAST else 150
 ragged = [ragged_batch(rng.permutation(len(y))[: MICRO * BATCH]) for _ in range(RAGGED_STEPS)]

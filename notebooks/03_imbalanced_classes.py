@@ -263,7 +263,7 @@ for name, z in logits.items():
         f"      {h[:, ~rare].mean():8.3f} {h[:, rare].mean():6.3f}"
     )
 
-# %% tags=["gallery"]
+# %%
 fig, ax = plt.subplots(figsize=(7, 3.5))
 order = np.argsort(rare, kind="stable")  # even digits, then odd
 places = np.arange(CLASSES) + (np.arange(CLASSES) >= 5) * 0.6

@@ -294,7 +294,7 @@ for pair in comparison.with_best:
 # follows skewed differences. The grey bars below are the unpaired ones. Where a grey bar crosses 0
 # and a blue one does not, pairing has made the decision.
 
-# %% tags=["gallery"]
+# %%
 fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
 fig.suptitle("How far above the best model, and how sure that is")
 comparison.plot(ax)

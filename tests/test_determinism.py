@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from cases import OFTEN, ROW_LOSSES, TRAINING_LOSSES, Case, cast, value_and_gradients
 
 import jxent
@@ -48,6 +49,7 @@ def digest(case: Case, dtype: Any) -> str:
     return hashlib.sha256(bits).hexdigest()
 
 
+@pytest.mark.deep
 def test_same_bits():
     other = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True)
     first, again = digests(), digests()

@@ -58,6 +58,17 @@ def test_there_are_notebooks():
     assert SOURCES
 
 
+def test_the_readme_links_and_shows_them():
+    readme = (ROOT / "README.md").read_text()
+    linked = re.findall(r"[^!]\[[^]]*\]\(notebooks/([\w.]+)\.ipynb\)", readme)
+    assert linked == [source.stem for source in SOURCES]
+    shown = re.findall(r"!\[[^]]+\]\(notebooks/pictures/([\w.]+)\.png\)", readme)
+    assert len(shown) == 2
+    assert sorted(shown) == sorted(path.stem for path in (FOLDER / "pictures").iterdir())
+    drawn = [s.stem for s in SOURCES if tagged(jupytext.read(s), "gallery")]
+    assert shown == drawn
+
+
 def test_nothing_is_stale():
     done = build(FOLDER, "--check")
     assert done.returncode == 0, done.stderr

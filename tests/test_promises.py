@@ -10,7 +10,13 @@ from compare import relaxed
 TEXT = marks.README.read_text("utf-8")
 
 
-@pytest.mark.parametrize("peer", promises.installed())
+def seldom(peer: str) -> tuple[pytest.MarkDecorator, ...]:
+    return () if peer.startswith("jxent") else (pytest.mark.deep,)
+
+
+@pytest.mark.parametrize(
+    "peer", [pytest.param(peer, marks=seldom(peer)) for peer in promises.installed()]
+)
 def test_hostile_inputs(peer, unhooked):
     head, _, *rows = marks.table("peers")
     said = {row[0]: row[head.index(peer)] for row in rows}

@@ -368,7 +368,7 @@ def test_third_derivatives(case, x64):
 
 
 @pytest.mark.parametrize("name", ["labels, everything, mean", "distributions, everything, none"])
-@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("order", [2, pytest.param(3, marks=pytest.mark.deep)])
 def test_derivatives_inside_a_scan(name, order, x64):
     """JAX may drop custom rules from the known part of a scan: what is left must be right too."""
     case = TRAINING_LOSSES[name]
