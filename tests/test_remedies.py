@@ -180,6 +180,7 @@ def test_rare_classes_run():
     assert np.all(after["recall of the rare"] > 20 + plain["recall of the rare"])
 
 
+@pytest.mark.deep
 def test_continuous_targets_run():
     names = [remedies.SQUARED, remedies.HL_GAUSS]
     found = remedies.continuous(FEW, checkpoints=20, losses=names)
