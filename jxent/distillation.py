@@ -31,7 +31,7 @@ from jxent._linear import chunks
 from jxent._linear.chunks import Operands, Projection, Zs
 from jxent._linear.cut import budgeted
 from jxent._linear.head import Layout, Static, classes_axis, dtype_of
-from jxent._product import scale
+from jxent._product import faults, scale
 from jxent._reduce import denominator, divide, over_devices, reduce
 from jxent._typing import (
     ArrayLike,
@@ -343,10 +343,12 @@ def _rows(
         kept = sound if kept is None else kept & sound
     s, t = (z if kept is None else jnp.where(kept[..., None], z, 0) for z in (s, t))
     s, t, T = s.astype(dtype), t.astype(dtype), T.astype(dtype)
-    loss = scale(by.soft, _between.divergence(kind, s, t, T))
+    soft = _between.divergence(kind, s, t, T)
+    loss = scale(by.soft, soft)
     if y is not None:
         assert by.hard is not None
-        loss = loss + scale(by.hard, _dense.numbers(_HARD, s, y, None, mask, kept).nll)
+        nll = _dense.numbers(_HARD, s, y, None, mask, kept).nll
+        loss = (loss + scale(by.hard, nll)) + faults(soft, nll)
     return loss if kept is None else jnp.where(kept, loss, 0)
 
 

@@ -635,6 +635,8 @@ MUTANTS = [
         "near_the_teacher and jsd",
     ),
     Mutant("_between.py", "d = z / 2 - m / 2", "d = z / 2", _DISTILLATION, "near_the_teacher"),
+    Mutant("distillation.py", "+ faults(soft, nll)", "", _DISTILLATION, "term_that_weighs_nothing"),
+    Mutant("robust.py", "+ faults(nll)", "", "test_robust.py", "weigh_nothing"),
     Mutant("_between.py", "_APART = 16", "_APART = 1", _DISTILLATION, "says_nothing"),
     Mutant("_between.py", "jnp.square(T * x_near)", "T * T * x_near**2", _DISTILLATION, "hottest"),
     Mutant(

@@ -415,6 +415,37 @@ def test_bad_hard_labels(linear):
         jxent.testing.checked(jax.jit(run))(jnp.asarray(y))
 
 
+@both
+def test_a_fault_in_the_term_that_weighs_nothing(linear):
+    """NaN in loss and gradient of its row; where the row itself weighs nothing 0 in both."""
+    s, t = (jnp.asarray(rng.standard_normal((4, 5)), jnp.float32) for _ in range(2))
+    y, bad_y = jnp.array([0, 1, 2, 3]), jnp.array([0, 5, 2, 5])
+    w = jnp.array([1, 1, 1, 0], jnp.float32)
+    bad_t = t.at[jnp.array([1, 3]), 2].set(jnp.nan)
+
+    @jax.jit
+    def run(s, t, y, alpha):
+        options = dict(hard_labels=y, alpha=alpha, row_weights=w, reduction="none")
+        losses, pull_back = jax.vjp(lambda s: call(linear, **options)(s, t), s)
+        return losses, *pull_back(jnp.ones_like(losses))
+
+    cases = [(t, bad_y, 1.0)] if linear else [(t, bad_y, 1.0), (bad_t, y, 0.0)]
+    for teacher, labels, alpha in cases:
+        losses, slope = run(s, teacher, labels, jnp.float32(alpha))
+        np.testing.assert_array_equal(np.isnan(losses), [False, True, False, False])
+        np.testing.assert_array_equal(np.isnan(slope).all(-1), [False, True, False, False])
+        assert losses[3] == 0 and np.all(np.asarray(slope)[3] == 0)
+        assert np.all(np.isfinite(slope[jnp.array([0, 2])]))
+
+
+def test_a_label_that_is_masked_out_and_weighs_nothing():
+    s, t = (jnp.asarray(rng.standard_normal((2, 5)), jnp.float32) for _ in range(2))
+    keep = jnp.ones((2, 5), bool).at[1, 3].set(False)
+    options = dict(hard_labels=jnp.array([3, 3]), alpha=1.0, where=keep, reduction="none")
+    losses = jax.jit(lambda s: distillation_loss(s, t, **options))(s)
+    np.testing.assert_array_equal(np.isnan(losses), [False, True])
+
+
 @pytest.mark.parametrize("linear", often([False, True], False), ids=["dense", "linear"])
 def test_temperatures_out_of_range(linear):
     s, t = (jnp.asarray(rng.standard_normal((3, 5)), jnp.float32) for _ in range(2))
