@@ -911,11 +911,12 @@ def one_of(fn: str, name: str, x: Any, choices: tuple[str, ...]) -> Any:
 
 
 def scalar_within(fn: str, name: str, x: ArrayLike, must: str) -> Float[Array, ""]:
-    """A number that is positive, or in [0, 1], as `must` says; NaN in its place when traced."""
+    """A number that is what `must` says; NaN in its place when traced."""
     value, given = weights(fn, name, x, ()), concrete(x)
     assert value is not None
     right = {
         "positive": lambda v: (v > 0) & (v < np.inf),
+        "positive and at most 1e18": lambda v: (v > 0) & (v < np.inf) & (v <= 1e18),
         "in [0, 1]": lambda v: (v >= 0) & (v <= 1),
     }
     if given is not None and not right[must](given):

@@ -12,6 +12,17 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 
+def faults(*terms: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """0, NaN where one of the terms is: to be added to their sum, whatever they weigh in it.
+
+    The slope of a fault stays NaN under a weight of 0, and the loss must not hide it.
+    """
+    out = jnp.zeros_like(terms[0])
+    for x in terms:
+        out = jnp.where(jnp.isnan(x), jnp.nan, out)
+    return out
+
+
 def _told(w: Float[Array, "*#s"], x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """x; where nothing is weighed, ∞ is told as the largest number and a fault as 0.
 

@@ -30,7 +30,8 @@ class Sum(NamedTuple):
     rest: Numbers
 
 
-def _two_sum(a: Numbers, b: Numbers) -> Sum:
+def two_sum(a: Numbers, b: Numbers) -> Sum:
+    """a + b, and what rounding takes from it; nothing from an infinite one."""
     s = a + b
     b_kept = s - a
     e = (a - (s - b_kept)) + (b - b_kept)
@@ -39,8 +40,8 @@ def _two_sum(a: Numbers, b: Numbers) -> Sum:
 
 def add(a: Sum, b: Sum) -> Sum:
     """The sum of two sums."""
-    s, e = _two_sum(a.value, b.value)
-    return _two_sum(s, e + (a.rest + b.rest))
+    s, e = two_sum(a.value, b.value)
+    return two_sum(s, e + (a.rest + b.rest))
 
 
 def down(x: Float[Array, "N ..."]) -> Sum:
@@ -75,4 +76,4 @@ def over_devices(a: Sum, axis_name: AxisNames) -> Sum:
     coarse = jnp.where(jnp.isfinite(coarse), coarse, 0)
     leading = (a.value + coarse) - coarse
     other = jnp.where(jnp.isfinite(a.value), a.value - leading, 0) + a.rest
-    return _two_sum(lax.psum(leading, axis_name), lax.psum(other, axis_name))
+    return two_sum(lax.psum(leading, axis_name), lax.psum(other, axis_name))

@@ -31,7 +31,7 @@ from jxent._linear import chunks
 from jxent._linear.chunks import Operands, Projection, Zs
 from jxent._linear.cut import budgeted
 from jxent._linear.head import Layout, Static, classes_axis, dtype_of
-from jxent._product import scale
+from jxent._product import faults, scale
 from jxent._reduce import denominator, divide, over_devices, reduce
 from jxent._typing import (
     ArrayLike,
@@ -78,8 +78,13 @@ def distillation_loss(
 
     `divergence` chooses D: "forward" KL(p‖q) covers all that the teacher does, "reverse" KL(q‖p)
     settles on what it does most, "jsd" is between them, finite and bounded:
-    β KL(p‖m) + (1−β) KL(q‖m) with m = β p + (1−β) q.  None is ever negative, and each keeps its
-    digits where student and teacher all but agree.
+    β KL(p‖m) + (1−β) KL(q‖m) with m = β p + (1−β) q.  None is ever negative.
+
+    Loss and gradients are right to 1e-5 of their row's sum of absolute terms; and to 1e-5 of the
+    row itself, however near the student is to its teacher, at any temperature and whatever offset
+    either has, as long as no class that is possible is more than 16 T from where the others are.
+    Beyond that, terms smaller than 1e-5 of their logarithms may be lost. The gradient by T has the
+    terms (∂loss/∂z_v)(z_v − max z) and 2 loss, which all but cancel near the teacher.
 
     Every mode of differentiation works. The teacher has a real gradient:
     `jax.lax.stop_gradient(teacher_logits)` freezes it.
@@ -87,7 +92,7 @@ def distillation_loss(
     Args:
       student_logits: `[*n, V]`, floating point. −inf is an impossible class.
       teacher_logits: the same shape, any floating dtype.
-      temperature: T > 0, a scalar; it may be traced.
+      temperature: T in (0, 1e18], a scalar; it may be traced.
       hard_labels: integers `[*n]` in [0, V), for the second term, at temperature 1.
       alpha: α in [0, 1], the share of the soft term, 0.5 by default; a scalar that may be traced.
         Only with hard labels.
@@ -145,7 +150,7 @@ def distillation_loss(
         y,
         kept,
         mask,
-        _check.scalar_within(fn, "temperature", temperature, "positive"),
+        _temperature(fn, temperature),
         _alpha(fn, alpha, hard_labels),
         _check.weights(fn, "row_weights", row_weights, s.shape[:-1]),
         _check.weights(fn, "normalizer", normalizer, ()),
@@ -244,7 +249,7 @@ def linear_distillation_loss(
         Projection(u, v, _check.bias(fn, teacher_bias, classes, "teacher_bias")),
         y,
         kept,
-        _check.scalar_within(fn, "temperature", temperature, "positive"),
+        _temperature(fn, temperature),
         _alpha(fn, alpha, hard_labels),
         _check.weights(fn, "row_weights", row_weights, rows),
         _check.weights(fn, "normalizer", normalizer, ()),
@@ -277,6 +282,11 @@ def _hard(
     narrowed = narrow(y, classes)
     _check.traced_labels(fn, y, narrowed, kept, classes, "hard_labels")
     return narrowed, kept
+
+
+def _temperature(fn: str, T: ArrayLike) -> Scalar:
+    """T, whose square is a float; the loss has long been that of T = ∞ where it is not."""
+    return _check.scalar_within(fn, "temperature", T, "positive and at most 1e18")
 
 
 def _alpha(fn: str, alpha: ArrayLike | None, hard_labels: Any) -> Scalar | None:
@@ -333,16 +343,13 @@ def _rows(
         kept = sound if kept is None else kept & sound
     s, t = (z if kept is None else jnp.where(kept[..., None], z, 0) for z in (s, t))
     s, t, T = s.astype(dtype), t.astype(dtype), T.astype(dtype)
-    loss = scale(by.soft, T * T * _between.divergence(kind, _cooled(s, T), _cooled(t, T)))
+    soft = _between.divergence(kind, s, t, T)
+    loss = scale(by.soft, soft)
     if y is not None:
         assert by.hard is not None
-        loss = loss + scale(by.hard, _dense.numbers(_HARD, s, y, None, mask, kept).nll)
+        nll = _dense.numbers(_HARD, s, y, None, mask, kept).nll
+        loss = (loss + scale(by.hard, nll)) + faults(soft, nll)
     return loss if kept is None else jnp.where(kept, loss, 0)
-
-
-def _cooled(z: Logits, T: Scalar) -> Logits:
-    """z/T; what is infinite tells T nothing, 0·∞ would be NaN."""
-    return z / jnp.where(jnp.isfinite(z), T, lax.stop_gradient(T))
 
 
 def _sound(s: Logits, t: Logits, y: Labels | None, mask: ClassMask | None) -> RowMask:

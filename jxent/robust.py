@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool
 from jxent import _check, _dense, _entries
 from jxent._compat import vary_alike
 from jxent._entries import Each
-from jxent._product import scale
+from jxent._product import faults, scale
 from jxent._typing import (
     ArrayLike,
     Axes,
@@ -293,7 +293,7 @@ def _weighed(w: Scalar, x: Array) -> Array:
 
 def _both_ways(nll: Array, alpha: Scalar, beta: Scalar) -> Array:
     """α nll + β |A| (1 − p), the last two as one."""
-    return _weighed(alpha, nll) + _weighed(beta, -jnp.expm1(-nll))
+    return _weighed(alpha, nll) + _weighed(beta, -jnp.expm1(-nll)) + faults(nll)
 
 
 @partial(jax.jit, static_argnames=("log_zero",), inline=True)
@@ -330,7 +330,8 @@ def _both_ways_softly(
         backward = jnp.sum(jnp.exp(-nll) * surprise, axis=-1)
         backward = backward if kept is None else jnp.where(kept, backward, 0)
         backward = backward if average is None else scale(average, backward)
-        return _weighed(by[0], forward) + _weighed(by[1], backward)
+        both = _weighed(by[0], forward) + _weighed(by[1], backward)
+        return both + faults(forward, backward)
 
     return losses(z, t, kept, mask, class_weights, alpha, beta)
 

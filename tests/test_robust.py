@@ -372,3 +372,16 @@ def test_traced_static_options(name, unhooked):
     fn, t = (ASL, X) if name == "clip" else (SCE, Y)
     with pytest.raises(TypeError, match=f"^{fn.__name__}: `{name}` must be a static"):
         jax.jit(lambda x: fn(X, t, **{name: x}))(0.5)
+
+
+def test_a_fault_where_both_terms_weigh_nothing():
+    """α = β = 0 is a loss of 0, but not of a row at fault."""
+    z = jnp.asarray([[2.0, 1.0, -1.0], [0.0, 3.0, 0.5]])
+    nothing = dict(alpha=0.0, beta=0.0)
+    soft = jnp.asarray([[1.0, 0.0, 0.0], [jnp.nan, 0.0, 0.0]])
+    for labels in (jnp.array([0, 7]), soft):
+        fn = jax.jit(lambda z, y: jxent.robust.symmetric_cross_entropy(z, y, **nothing))
+        losses, pull_back = jax.vjp(lambda z, y=labels, fn=fn: fn(z, y), z)
+        (slope,) = pull_back(jnp.ones_like(losses))
+        np.testing.assert_array_equal(losses, [0, np.nan])
+        np.testing.assert_array_equal(np.isnan(slope).all(-1), [False, True])
