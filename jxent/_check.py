@@ -161,18 +161,29 @@ def distribution(
     return jnp.asarray(x)
 
 
-def soft_labels(fn: str, x: ArrayLike, z: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
-    """Distributions or one-hot integers of the logits' shape, or one row [V] for all rows."""
+def soft_labels(
+    fn: str, x: ArrayLike, z: Float[Array, "*n V"], one_row: bool
+) -> Float[Array, "*n V"]:
+    """Distributions or one-hot integers of the logits' shape; as `one_row` also floats [V] for all.
+
+    Integers [V] are more likely labels of another batch.
+    """
     rows, one_for_all = z.shape[:-1], z.shape[-1:]
     if is_integer(x) and shape_of(x) == rows and z.ndim > 1:
         raise ValueError(
             f"{fn}: `labels` must be distributions of the logits' shape {list(z.shape)}, got "
             f"{_came(x)}; for integer labels use softmax_cross_entropy_with_integer_labels"
         )
-    if shape_of(x) not in (z.shape, one_for_all):
+    for_all = one_row and _is(x, jnp.floating) and shape_of(x) == one_for_all
+    if shape_of(x) != z.shape and not for_all:
+        other = (
+            f"be floats {list(one_for_all)} for all rows"
+            if one_row
+            else (f"be integers, one a row, shape {list(rows)}")
+        )
         raise ValueError(
             f"{fn}: `labels` must have the logits' shape {list(z.shape)} (classes last), or "
-            f"{list(one_for_all)} for all rows, got {_came(x)}"
+            f"{other}, got {_came(x)}"
         )
     nonnegative(fn, "labels", x)
     t = jnp.asarray(x)

@@ -162,7 +162,7 @@ def symmetric_cross_entropy(
     A = _check.log_of_zero(fn, log_zero)
     a, b = _check.scalar(fn, "alpha", alpha), _check.scalar(fn, "beta", beta)
     z, rows_of = classes_last(fn, logits, axis)
-    if _check.is_integer(labels) and _check.shape_of(labels) == z.shape[:-1]:
+    if _check.shape_of(labels) == z.shape[:-1]:
         weights = {"alpha": a, "beta": -A * b}
         return of_nll(fn, _both_ways, weights, logits, labels, axis, where, class_weights)
     kept, mask = _check.where(fn, rows_of(where), z.shape)

@@ -104,6 +104,38 @@ def test_generalized_derivatives():
     assert_derivatives(f, points)
 
 
+# --- what may stand for labels ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [2, V])
+@pytest.mark.parametrize("loss", [GCE, SCE, jxent.softmax_focal_loss])
+def test_one_distribution_is_not_for_all_rows(loss, rows, unhooked):
+    """V labels are not a distribution, nor are floats: as many rows as classes or not."""
+    z = jnp.asarray(RNG.standard_normal((rows, V)), jnp.float32)
+    for labels in (np.full(V, 0.25, np.float32), np.arange(V)[: V - (rows == V)]):
+        wrong = TypeError if labels.shape == (rows,) else ValueError
+        words = "must be integers, got float32" if wrong is TypeError else "must have the logits'"
+        with pytest.raises(wrong, match=rf"{loss.__name__}: `labels` {words}"):
+            loss(z, labels)
+        with pytest.raises(wrong, match=words):
+            jax.eval_shape(loss, z, labels)
+    with pytest.raises(TypeError, match="`labels` must be integers, got float32"):
+        loss(z, np.zeros(rows, np.float32))
+
+
+@pytest.mark.parametrize("loss", [jxent.softmax_cross_entropy, jxent.poly_loss_cross_entropy])
+def test_one_distribution_for_all_rows_is_floats(loss, unhooked):
+    """As in optax, but for integers: V labels for two rows."""
+    z = jnp.asarray(RNG.standard_normal((2, V)), jnp.float32)
+    t = np.float32([0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_array_equal(loss(z, t), loss(z, np.stack([t, t])))
+    for labels in (np.arange(V), np.eye(V, dtype=bool)[0]):
+        with pytest.raises(ValueError, match=r"or be floats \[4\] for all rows, got \w+\[4\]"):
+            loss(z, labels)
+    one_hot = np.eye(V, dtype=np.int32)[0]
+    np.testing.assert_array_equal(loss(z[0], one_hot), loss(z[:1], one_hot[None])[0])
+
+
 # --- symmetric cross-entropy ------------------------------------------------------------------
 
 
