@@ -200,6 +200,16 @@ def nonnegative(fn: str, name: str, x: ArrayLike) -> None:
         raise ValueError(f"{fn}: `{name}`{list(map(int, at))} = {values[at]} must not be negative")
 
 
+def finite_nonnegative(fn: str, name: str, x: ArrayLike) -> None:
+    """ValueError at the first entry that is negative, infinite or NaN, when concrete."""
+    values = concrete(x)
+    if values is not None and np.any(bad := ~((values >= 0) & (values < np.inf))):
+        at = np.unravel_index(int(np.argmax(bad)), values.shape)
+        raise ValueError(
+            f"{fn}: `{name}`{list(map(int, at))} = {values[at]} must be finite and not negative"
+        )
+
+
 def within_unit(fn: str, name: str, x: ArrayLike) -> None:
     """ValueError at the first entry outside [0, 1], when concrete."""
     values = concrete(x)
@@ -1098,3 +1108,14 @@ def yes_or_no(
                 "unknown labels out with where="
             )
     return jnp.asarray(x)
+
+
+# Sums that are kept
+
+
+def sums_dtype(fn: str, dtype: Any) -> np.dtype:
+    """float32 or float64: two of them hold a sum to its digits."""
+    given = np.dtype(dtype)
+    if given not in (np.float32, np.float64):
+        raise TypeError(f"{fn}: `dtype` must be float32 or float64, got {given.name}")
+    return given

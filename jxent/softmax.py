@@ -182,14 +182,15 @@ def softmax_focal_loss(
     Args:
       logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
       labels: integers `[*n]`, or distributions or one-hot integers of the logits' shape.
-      gamma: γ ≥ 0, a scalar; it may be traced.
+      gamma: γ ≥ 0 and finite, a scalar; it may be traced.
       axis, where, class_weights: as in `softmax_cross_entropy_with_integer_labels`.
 
     Returns:
-      `[*n]` in nats, float32 (float64 for float64 logits).
+      `[*n]` in nats, float32 (float64 for float64 logits). NaN, gradient too, for a traced γ that
+      is negative or not finite.
 
     Raises:
-      TypeError, ValueError: as `cross_entropy`; a concrete negative γ.
+      TypeError, ValueError: as `cross_entropy`; a concrete γ that is negative or not finite.
 
     Saved for the backward pass: the arguments and a few numbers per row for labels, the arguments
     for distributions.
@@ -206,7 +207,7 @@ def softmax_focal_loss(
       Lin et al., *Focal Loss for Dense Object Detection*, arXiv:1708.02002, with the softmax.
     """
     fn = "softmax_focal_loss"
-    _check.nonnegative(fn, "gamma", gamma)
+    _check.finite_nonnegative(fn, "gamma", gamma)
     return of_nll(fn, _focal, {"gamma": gamma}, logits, labels, axis, where, class_weights)
 
 
@@ -415,9 +416,9 @@ def _focal(nll: Array, gamma: Scalar) -> Array:
 def _modulation(nll: Array, gamma: Scalar) -> Array:
     inside = ~(nll <= 0)
     base = -jnp.expm1(-jnp.where(inside, nll, 1))
-    return jnp.where(
-        gamma < 0, jnp.nan, jnp.where(inside, base**gamma, (gamma == 0).astype(nll.dtype))
-    )
+    right = (gamma >= 0) & (gamma < jnp.inf)
+    power = jnp.where(inside, base**gamma, (gamma == 0).astype(nll.dtype))
+    return jnp.where(right, power, jnp.nan)
 
 
 @_focal.defjvp

@@ -136,6 +136,19 @@ def test_one_distribution_for_all_rows_is_floats(loss, unhooked):
     np.testing.assert_array_equal(loss(z[0], one_hot), loss(z[:1], one_hot[None])[0])
 
 
+@pytest.mark.parametrize("bad", [-1.0, nan, inf])
+def test_parameters_are_finite_and_not_negative(bad):
+    """ValueError when concrete; a traced one is never a plausible number."""
+    cases = ((SCE, "alpha"), (SCE, "beta"), (jxent.softmax_focal_loss, "gamma"))
+    for loss, name in cases:
+        with pytest.raises(
+            ValueError, match=rf"{loss.__name__}: `{name}`.* must be finite and not"
+        ):
+            loss(LOGITS, LABELS, **{name: bad})
+    run = jax.jit(lambda g: jxent.softmax_focal_loss(LOGITS, LABELS, gamma=g))
+    assert np.all(np.isnan(run(bad))) and np.all(np.isfinite(run(1.0)))
+
+
 # --- symmetric cross-entropy ------------------------------------------------------------------
 
 
@@ -369,13 +382,13 @@ ERRORS = {
     "q": (GCE, (X, Y), dict(q=1.5), ValueError, r"`q`\[\] = 1.5 is outside \[0, 1\]"),
     "q of rows": (GCE, (X, Y), dict(q=np.ones(3)), ValueError, r"`q` must have shape \[\]"),
     "generalized labels": (GCE, (X, Y + 2), {}, ValueError, r"`labels`\[0\] = 2 is outside"),
-    "float labels": (GCE, (X, X[:, 0]), {}, ValueError, "`labels` must have the logits' shape"),
-    "alpha": (SCE, (X, Y), dict(alpha=-1.0), ValueError, r"`alpha`\[\] = -1.0 must not be neg"),
+    "float labels": (GCE, (X, X[:, 0]), {}, TypeError, "`labels` must be integers, got float32"),
+    "alpha": (SCE, (X, Y), dict(alpha=-1.0), ValueError, r"`alpha`\[\] = -1.0 must be finite"),
     "beta": (SCE, (X, Y), dict(beta=[1.0]), ValueError, r"`beta` must have shape \[\]"),
     "log_zero": (SCE, (X, Y), dict(log_zero=4.0), ValueError, "`log_zero` stands for log 0"),
     "symmetric labels": (SCE, (X, Y - 1), {}, ValueError, r"`labels`\[0\] = -1 is outside"),
     "clip": (ASL, (X, X), dict(clip=1.0), ValueError, r"`clip` must be in \[0, 1\), got 1.0"),
-    "gamma": (ASL, (X, X), dict(gamma_neg=-1), ValueError, r"`gamma_neg`\[\] = -1 must not be"),
+    "gamma": (ASL, (X, X), dict(gamma_neg=-1), ValueError, r"`gamma_neg`\[\] = -1 must be fin"),
     "binary labels": (ASL, (X, X + 2), {}, ValueError, r"`labels`\[0, 0\] = 2.0 is outside"),
     "rows of labels": (ASL, (X, Y), {}, ValueError, "`labels` must have the logits' shape"),
     "integer logits": (ASL, (Y, Y), {}, TypeError, "`logits` must be floating point"),
