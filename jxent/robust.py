@@ -142,8 +142,7 @@ def symmetric_cross_entropy(
       TypeError, ValueError: as `cross_entropy`; a concrete α or β that is negative or not
         finite; A above 0.
 
-    Saved for the backward pass: the arguments and a few numbers per row for labels, the arguments
-    for distributions.
+    Saved for the backward pass: the arguments and a few numbers per row.
 
     Example:
       >>> import jax.numpy as jnp, jxent
