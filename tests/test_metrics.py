@@ -644,8 +644,8 @@ def test_temperature_of_what_is_kept():
 def test_empty_sums_are_floats(dtype):
     """Integers would round every loss down; float16 and bfloat16 stop counting early."""
     with pytest.raises(
-        TypeError, match="ClassificationMetrics.empty: `dtype` must be float32 or float64, got"
+        TypeError, match=r"ClassificationMetrics\.empty: `dtype` must be float32 or float64, got"
     ):
         ClassificationMetrics.empty(3, dtype=dtype)
-    with pytest.raises(TypeError, match="Average.empty: `dtype` must be float32 or float64, got"):
+    with pytest.raises(TypeError, match=r"Average\.empty: `dtype` must be float32 or float64, got"):
         Average.empty(dtype)

@@ -303,6 +303,6 @@ def test_dtypes_and_shapes(x64):
 def test_empty_sums_are_floats(dtype):
     """Integers would round every loss down; float16 and bfloat16 stop counting early."""
     with pytest.raises(
-        TypeError, match="MultiLabelMetrics.empty: `dtype` must be float32 or float64, got"
+        TypeError, match=r"MultiLabelMetrics\.empty: `dtype` must be float32 or float64, got"
     ):
         MultiLabelMetrics.empty(3, dtype=dtype)
