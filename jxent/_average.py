@@ -50,8 +50,8 @@ class Average(NamedTuple):
 
     @classmethod
     def empty(cls, dtype: Any = jnp.float32) -> "Average":
-        """Nothing yet: the mean is NaN until something comes."""
-        return nothing(dtype)
+        """Nothing yet, in float32 or float64: the mean is NaN until something comes."""
+        return nothing(_check.sums_dtype("Average.empty", dtype))
 
     @classmethod
     def of(cls, values: ArrayLike, weights: ArrayLike | None = None) -> "Average":

@@ -66,8 +66,11 @@ def floats(fn: str, name: str, x: ArrayLike) -> Float[Array, "..."]:
     return jnp.asarray(x)
 
 
-def _as_floats(x: ArrayLike) -> Float[Array, "..."]:
-    return jnp.asarray(x) if _is(x, jnp.floating) else jnp.asarray(x).astype(jnp.float32)
+def _as_floats(x: ArrayLike, dtype: Any = np.float32) -> Float[Array, "..."]:
+    """x if it is floating; other numbers in this dtype, before JAX narrows them."""
+    if _is(x, jnp.floating):
+        return jnp.asarray(x)
+    return x.astype(dtype) if isinstance(x, jax.Array) else jnp.asarray(np.asarray(x).astype(dtype))
 
 
 def logits(fn: str, x: ArrayLike, name: str = "logits") -> Float[Array, "*n V"]:
@@ -161,18 +164,29 @@ def distribution(
     return jnp.asarray(x)
 
 
-def soft_labels(fn: str, x: ArrayLike, z: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
-    """Distributions or one-hot integers of the logits' shape, or one row [V] for all rows."""
+def soft_labels(
+    fn: str, x: ArrayLike, z: Float[Array, "*n V"], one_row: bool
+) -> Float[Array, "*n V"]:
+    """Distributions or one-hot integers of the logits' shape; as `one_row` also floats [V] for all.
+
+    Integers [V] are more likely labels of another batch.
+    """
     rows, one_for_all = z.shape[:-1], z.shape[-1:]
     if is_integer(x) and shape_of(x) == rows and z.ndim > 1:
         raise ValueError(
             f"{fn}: `labels` must be distributions of the logits' shape {list(z.shape)}, got "
             f"{_came(x)}; for integer labels use softmax_cross_entropy_with_integer_labels"
         )
-    if shape_of(x) not in (z.shape, one_for_all):
+    for_all = one_row and _is(x, jnp.floating) and shape_of(x) == one_for_all
+    if shape_of(x) != z.shape and not for_all:
+        other = (
+            f"be floats {list(one_for_all)} for all rows"
+            if one_row
+            else (f"be integers, one a row, shape {list(rows)}")
+        )
         raise ValueError(
             f"{fn}: `labels` must have the logits' shape {list(z.shape)} (classes last), or "
-            f"{list(one_for_all)} for all rows, got {_came(x)}"
+            f"{other}, got {_came(x)}"
         )
     nonnegative(fn, "labels", x)
     t = jnp.asarray(x)
@@ -187,6 +201,16 @@ def nonnegative(fn: str, name: str, x: ArrayLike) -> None:
     if values is not None and np.any(values < 0):
         at = np.unravel_index(int(np.argmax(values < 0)), values.shape)
         raise ValueError(f"{fn}: `{name}`{list(map(int, at))} = {values[at]} must not be negative")
+
+
+def finite_nonnegative(fn: str, name: str, x: ArrayLike) -> None:
+    """ValueError at the first entry that is negative, infinite or NaN, when concrete."""
+    values = concrete(x)
+    if values is not None and np.any(bad := ~((values >= 0) & (values < np.inf))):
+        at = np.unravel_index(int(np.argmax(bad)), values.shape)
+        raise ValueError(
+            f"{fn}: `{name}`{list(map(int, at))} = {values[at]} must be finite and not negative"
+        )
 
 
 def within_unit(fn: str, name: str, x: ArrayLike) -> None:
@@ -255,15 +279,22 @@ def one_axis(fn: str, name: str, x: ArrayLike) -> tuple[int]:
     return shape
 
 
-def weights(fn: str, name: str, x: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
-    """Optional numbers of one exact shape, as floats."""
+def weights(
+    fn: str, name: str, x: ArrayLike | None, shape: tuple[int, ...], dtype: Any = None
+) -> Array | None:
+    """Optional numbers of one exact shape, as floats.
+
+    Integers are of this dtype; without one float32, a single number as wide as Python's.
+    """
     if x is None:
         return None
     if not (_is(x, jnp.floating) or _is(x, jnp.integer)):
         raise TypeError(f"{fn}: `{name}` must be numbers, got {_came(x)}")
     if shape_of(x) != shape:
         raise ValueError(f"{fn}: `{name}` must have shape {list(shape)}, got {_came(x)}")
-    return _as_floats(x)
+    if dtype is None:
+        dtype = np.float32 if shape else jnp.result_type(float)
+    return _as_floats(x, dtype)
 
 
 def hidden(fn: str, x: ArrayLike, name: str = "hidden") -> Float[Array, "*n D"]:
@@ -585,11 +616,11 @@ def clip_fraction(fn: str, x: Any) -> float:
     return value
 
 
-def number(fn: str, name: str, x: ArrayLike) -> Float[Array, "..."]:
-    """Any real numbers as floats."""
+def number(fn: str, name: str, x: ArrayLike, dtype: Any = np.float32) -> Float[Array, "..."]:
+    """Any real numbers as floats; integers are of this dtype."""
     if not (_is(x, jnp.floating) or _is(x, jnp.integer)):
         raise TypeError(f"{fn}: `{name}` must be numbers, got {_came(x)}")
-    return _as_floats(x)
+    return _as_floats(x, dtype)
 
 
 def same_classes(fn: str, z: Float[Array, "*n V"], classes: int) -> None:
@@ -779,18 +810,11 @@ def needed(fn: str, package: str) -> Iterator[None]:
 # Imbalance, robustness, regularisation.
 
 
-def _wide(fn: str, name: str, x: ArrayLike) -> Float[Array, "..."]:
-    """Numbers as floats; integers that JAX would narrow become floats first."""
-    if isinstance(x, jax.Array) or not is_integer(x):
-        return number(fn, name, x)
-    return jnp.asarray(np.asarray(x).astype(np.float32))
-
-
 def _class_numbers(
     fn: str, name: str, x: ArrayLike, bad: Callable[[np.ndarray], np.ndarray], must: str
 ) -> Float[Array, "V"]:
     """One number for each of at least one class; ValueError at the first concrete bad one."""
-    out = _wide(fn, name, x)
+    out = number(fn, name, x)
     if one_axis(fn, name, x) == (0,):
         raise ValueError(f"{fn}: `{name}` has no classes, got shape [0]")
     values = concrete(x)
@@ -953,15 +977,15 @@ def either(fn: str, one: str, x: Any, other: str, y: Any) -> None:
 
 
 def one_or_each(
-    fn: str, name: str, x: ArrayLike, *, shape: tuple[int, ...], other: str
+    fn: str, name: str, x: ArrayLike, *, shape: tuple[int, ...], other: str, dtype: Any
 ) -> Float[Array, "..."]:
-    """Numbers: one for all, or one for each entry of the other argument."""
+    """Numbers: one for all, or one for each entry of the other argument; integers of this dtype."""
     if shape_of(x) not in ((), shape):
         raise ValueError(
             f"{fn}: `{name}` must be one number or have the shape of `{other}` {list(shape)}, got "
             f"{_came(x)}; jnp.broadcast_to(..., {other}.shape) says which belong together"
         )
-    return number(fn, name, x)
+    return number(fn, name, x, dtype)
 
 
 def all_positive(fn: str, name: str, x: ArrayLike) -> None:
@@ -971,6 +995,22 @@ def all_positive(fn: str, name: str, x: ArrayLike) -> None:
         at = np.unravel_index(int(np.argmax(values <= 0)), values.shape)
         where_at = list(map(int, at)) if at else ""
         raise ValueError(f"{fn}: `{name}`{where_at} = {values[at]} must be positive")
+
+
+def within_range(fn: str, name: str, x: ArrayLike, dtype: Any) -> None:
+    """ValueError at the first positive entry that this dtype makes 0 or ∞ of, when concrete."""
+    values = concrete(x)
+    if values is None:
+        return
+    info, wide = jnp.finfo(dtype), values.astype(np.float64)
+    tiny, largest = float(info.tiny), float(info.max)
+    if np.any(bad := (wide < tiny) | ((wide > largest) & (wide < np.inf))):
+        at = np.unravel_index(int(np.argmax(bad)), values.shape)
+        raise ValueError(
+            f"{fn}: `{name}`{list(map(int, at)) if at else ''} = {values[at]} is outside "
+            f"{np.dtype(dtype).name}'s normal numbers, {tiny:.2g} to {largest:.2g}; use another "
+            "unit"
+        )
 
 
 def spacing(fn: str, name: str, x: tuple[Any, ...], least: int) -> tuple[float, float, int]:
@@ -986,9 +1026,14 @@ def spacing(fn: str, name: str, x: tuple[Any, ...], least: int) -> tuple[float, 
     return low, high, whole(fn, f"{name}[2]", x[2], least, " classes")
 
 
-def points(fn: str, name: str, x: ArrayLike, least: int) -> Float[Array, "K"]:
-    """At least `least` numbers on one axis, finite and increasing when concrete."""
-    given = number(fn, name, x)
+def points(fn: str, name: str, x: ArrayLike, least: int, dtype: Any | None) -> Float[Array, "K"]:
+    """At least `least` numbers on one axis, finite and increasing when concrete.
+
+    So they are in this dtype, too: by default their own.
+    """
+    with np.errstate(over="ignore"):  # `distinct` says it
+        given = number(fn, name, x, np.float32 if dtype is None else dtype)
+        given = given.astype(np.promote_types(given.dtype, np.float32) if dtype is None else dtype)
     one_axis(fn, name, x)
     if given.size < least:
         raise ValueError(f"{fn}: `{name}` must have at least {least} entries, got {_came(x)}")
@@ -1002,7 +1047,26 @@ def points(fn: str, name: str, x: ArrayLike, least: int) -> Float[Array, "K"]:
                 f"{fn}: `{name}` must be finite and increasing, got {values[_first(bad)]} at "
                 f"[{_first(bad)}]; np.sort(np.unique(...)) makes them so"
             )
+        with np.errstate(over="ignore"):
+            distinct(fn, f"`{name}`", name, values.astype(given.dtype))
     return given
+
+
+def distinct(fn: str, what: str, name: str, x: Shaped[Any, "K"]) -> None:
+    """ValueError at the first of concrete increasing numbers that rounding made ∞ or the same."""
+    values = concrete(x)
+    if values is None:
+        return
+    infinite, same = ~np.isfinite(values), np.append(False, ~(values[1:] > values[:-1]))
+    if np.any(bad := infinite | same):
+        at = _first(bad)
+        fault, way = ("finite", "divide {} by a scale")
+        if not infinite[at]:
+            fault, way = "distinct", "subtract an offset from {}"
+        raise ValueError(
+            f"{fn}: {what}[{at}] = {values[at]} is not {fault} in {values.dtype.name}; "
+            f"{way.format(f'values and {name}')}"
+        )
 
 
 def as_many_bins(fn: str, z: Float[Array, "*n V"], bins: int) -> None:
@@ -1088,3 +1152,14 @@ def yes_or_no(
                 "unknown labels out with where="
             )
     return jnp.asarray(x)
+
+
+# Sums that are kept
+
+
+def sums_dtype(fn: str, dtype: Any) -> np.dtype:
+    """float32 or float64: two of them hold a sum to its digits."""
+    given = np.dtype(dtype)
+    if given not in (np.float32, np.float64):
+        raise TypeError(f"{fn}: `dtype` must be float32 or float64, got {given.name}")
+    return given

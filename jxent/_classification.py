@@ -187,7 +187,7 @@ class ClassificationMetrics:
           top_k: which k to measure the top-k accuracy for.
           bins: of equal width in confidence, for calibration.
           confusion: whether to keep the `[V, V]` confusion; None for up to 1000 classes.
-          dtype: of the sums; each is kept in two numbers of it.
+          dtype: of the sums, float32 or float64; each is kept in two numbers of it.
         """
         fn = "ClassificationMetrics.empty"
         classes = _check.whole(fn, "classes", classes, 1)
@@ -195,7 +195,7 @@ class ClassificationMetrics:
         top_k = tuple(_check.whole(fn, "top_k", k, 1) for k in top_k)
         confusion = classes <= CONFUSION_UP_TO if confusion is None else confusion
         of_class, of_bin = (classes,), (bins,)
-        empty = partial(nothing, dtype)
+        empty = partial(nothing, _check.sums_dtype(fn, dtype))
         return cls(
             loss=empty(),
             per_byte=empty(),

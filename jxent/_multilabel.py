@@ -187,14 +187,16 @@ class MultiLabelMetrics:
           classes: V.
           threshold: a probability above it is a yes, between 0 and 1.
           bins: of equal width in the probability of a yes, for calibration.
-          dtype: of the sums; each is kept in two numbers of it.
+          dtype: of the sums, float32 or float64; each is kept in two numbers of it.
         """
         fn = "MultiLabelMetrics.empty"
         classes = _check.whole(fn, "classes", classes, 1)
         bins = _check.whole(fn, "bins", bins, 1)
 
+        of = _check.sums_dtype(fn, dtype)
+
         def each(*shape: int) -> Average:
-            return nothing(dtype, shape, shape)
+            return nothing(of, shape, shape)
 
         return cls(
             loss=each(classes),

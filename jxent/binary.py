@@ -58,13 +58,14 @@ def sigmoid_binary_cross_entropy(
     Args:
       logits: x, log-odds of "yes", any shape, a scalar too; float16, bfloat16, float32, float64.
       labels: y in [0, 1], boolean, integer or floating: the logits' shape, or one for all.
-      pos_weight: w, what a "yes" weighs against a "no": one number, one for each entry of the
-        last axis, or the logits' shape.
+      pos_weight: w ≥ 0 and finite, what a "yes" weighs against a "no": one number, one for each
+        entry of the last axis, or the logits' shape.
       label_smoothing: ε in [0, 1], a static number.
       where: boolean, of the logits' shape to keep single logits (labels may be unknown), or of the
         rows' shape `[*n]` to keep rows of logits `[*n, V]`. What is dropped is exactly 0, loss and
         gradient, whatever it holds, its label too.
-      row_weights: of the same shapes as `where`: what a logit, or each logit of a row, counts.
+      row_weights: of the same shapes as `where`: what a logit, or each logit of a row, counts. They
+        may be negative.
       reduction: "none", "sum", or "mean": Σ weight loss / Σ weight over the kept logits.
       normalizer: scalar in place of the mean's denominator.
       axis_name: mesh axes to sum numerator and denominator over, inside `jax.shard_map`.
@@ -72,11 +73,11 @@ def sigmoid_binary_cross_entropy(
     Returns:
       The loss of each logit in nats, in the logits' shape, or with a reduction a scalar: float32,
       float64 for float64 logits. NaN, gradient too, where the logit is NaN, or (when traced) the
-      label is outside [0, 1].
+      label is outside [0, 1] or w is negative or not finite.
 
     Raises:
-      ValueError: for a shape that is none of these, a concrete label outside [0, 1], ε outside
-        [0, 1].
+      ValueError: for a shape that is none of these, a concrete label outside [0, 1], a concrete
+        w that is negative or not finite, ε outside [0, 1].
       TypeError: for logits that are not floating, labels that are not numbers, a traced ε.
 
     Saved for the backward pass: the arguments.
@@ -104,6 +105,8 @@ def sigmoid_binary_cross_entropy(
     which = _entries.chosen(fn, x.shape, where, row_weights, reduction, normalizer, axis_name)
     y = _check.binary_labels(fn, labels, x.shape, which.kept)
     w = _check.per_logit(fn, "pos_weight", pos_weight, x.shape)
+    if pos_weight is not None:
+        _check.finite_nonnegative(fn, "pos_weight", pos_weight)
     eps = _check.fraction(fn, "label_smoothing", label_smoothing)
     return _entries.losses(fn, _bce, _weighable, (eps,), x, y, (w,), which)
 
@@ -141,7 +144,7 @@ def sigmoid_focal_loss(
 
     Raises:
       ValueError: for a shape that is none of these, a concrete label or α outside [0, 1], a
-        concrete γ < 0.
+        concrete γ that is negative or not finite.
       TypeError: for logits that are not floating, or other arguments that are not numbers.
 
     Saved for the backward pass: the arguments.
@@ -161,14 +164,14 @@ def sigmoid_focal_loss(
     y = _check.binary_labels(fn, labels, x.shape, which.kept)
     if alpha is not None:
         _check.within_unit(fn, "alpha", alpha)
-    _check.nonnegative(fn, "gamma", gamma)
+    _check.finite_nonnegative(fn, "gamma", gamma)
     given = {"alpha": alpha, "gamma": gamma}
     parameters = tuple(_check.per_logit(fn, name, a, x.shape) for name, a in given.items())
     return _entries.losses(fn, focal, _focusing, (), x, y, parameters, which)
 
 
 def _weighable(w: Each | None) -> Bool[Array, "*s"]:
-    return jnp.array(True) if w is None else ~jnp.isnan(w)
+    return jnp.array(True) if w is None else (w >= 0) & (w < jnp.inf)
 
 
 def _focusing(alpha: Each | None, gamma: Each) -> Bool[Array, "*s"]:

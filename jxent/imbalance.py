@@ -25,7 +25,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jxent import _check
 from jxent._compat import vary_alike
@@ -278,11 +278,23 @@ def _logit_adjustment(
     dtype = np.promote_types(z.dtype, np.float32)
     prior, tau = prior.astype(dtype), tau.astype(dtype)
     some = prior > 0
-    each = jnp.where(some, prior, 1)
-    total = jnp.sum(jnp.where(some, prior, 0))
-    shift = jnp.where(some, tau * jnp.log(each / total), jnp.where(tau == 0, 0, -jnp.inf))
+    shift = jnp.where(some, tau * _log_share(prior, some), jnp.where(tau == 0, 0, -jnp.inf))
     shift = jnp.where((prior >= 0) & (some | (tau >= 0)), shift, jnp.nan)
     return z.astype(dtype) + jnp.reshape(shift, (1,) * (z.ndim - 1) + shift.shape)
+
+
+def _log_share(prior: Float[Array, "V"], some: Bool[Array, "V"]) -> Float[Array, "V"]:
+    """log(π_v / Σ π) where there is some, though neither Σ π nor the share be a float."""
+    # By a power of two, exactly, so that neither their sum nor its square leaves the range.
+    largest = jnp.max(jnp.where(some, prior, 0))
+    by = jnp.where(largest > 2.0**60, 2.0**-80, jnp.where(largest < 2.0**-60, 2.0**80, 1.0))
+    by = by.astype(prior.dtype)
+    total = jnp.sum(by * jnp.where(some, prior, 0))
+    each = jnp.where(some, prior, 1)
+    share = by * each / total
+    small = share < 2 * jnp.finfo(prior.dtype).tiny
+    apart = jnp.log(each) + jnp.log(by) - jnp.log(total)
+    return jnp.where(small, apart, jnp.log(jnp.where(small, 1, share)))
 
 
 @partial(jax.jit, inline=True)

@@ -83,7 +83,7 @@ def linear_cross_entropy(
       where: boolean `[*n]`: rows to keep. Dropped rows are exactly 0, whatever they hold.
       ignore_index: rows with this label are dropped.
       class_weights: `[V]`.
-      row_weights: `[*n]`.
+      row_weights: `[*n]`; they may be negative.
       label_smoothing: ε in [0, 1], static.
       z_loss: ζ ≥ 0, static.
       logit_softcap: κ > 0, static.

@@ -74,7 +74,8 @@ def cross_entropy(
         then over the kept ones). Dropped rows are exactly 0, loss and gradient, whatever they hold.
       ignore_index: rows with this label are dropped.
       class_weights: `[V]`.
-      row_weights: `[*n]`, for example 1 for a token and 0 for padding.
+      row_weights: `[*n]`, for example 1 for a token and 0 for padding; an advantage may be
+        negative.
       label_smoothing: ε in [0, 1], static.
       z_loss: ζ ≥ 0, static.
       logit_softcap: κ > 0, static.

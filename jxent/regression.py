@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,8 @@ Outside = Literal["error", "clip"]
 _LOG_2PI = math.log(2 * math.pi)
 # σ in widths of a bin, where hl_gauss is not told one.
 _SPREAD = 0.75
+# σ beyond which nothing changes, in widths of the support; |z| beyond which Φ is 0 or 1.
+_FLAT, _FAR = 1e10, 1e18
 # A bin so narrow that Φ at its ends would cancel is integrated by points of Gauss and Legendre.
 _NARROW = 0.5
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(6)
@@ -83,8 +85,8 @@ def gaussian_nll(
 
     Raises:
       TypeError: a mean that is not floating, targets or variances that are not numbers.
-      ValueError: shapes that do not match, a concrete variance that is not positive, both
-        `variance` and `log_variance`.
+      ValueError: shapes that do not match, a concrete variance that is not positive or not in
+        the range of the loss's dtype, both `variance` and `log_variance`.
 
     Saved for the backward pass: the arguments, and what JAX keeps of arithmetic on them.
 
@@ -103,14 +105,16 @@ def gaussian_nll(
     """
     fn = "gaussian_nll"
     mu = _check.floats(fn, "mean", mean)
-    y = _check.weights(fn, "target", target, mu.shape)
+    dtype = loss_dtype(mu.dtype)
+    y = _check.weights(fn, "target", target, mu.shape, dtype)
     _check.either(fn, "variance", variance, "log_variance", log_variance)
-    one_or_each = partial(_check.one_or_each, fn, shape=mu.shape, other="mean")
+    one_or_each = partial(_check.one_or_each, fn, shape=mu.shape, other="mean", dtype=dtype)
     assert y is not None
     if log_variance is not None:
         return _gaussian_nll(mu, y, one_or_each("log_variance", log_variance), logged=True)
     given = 1.0 if variance is None else variance
     _check.all_positive(fn, "variance", given)
+    _check.within_range(fn, "variance", given, dtype)
     return _gaussian_nll(mu, y, one_or_each("variance", given), logged=False)
 
 
@@ -146,7 +150,8 @@ def two_hot(values: ArrayLike, bins: Support, *, outside: Outside = "error") -> 
       is, and with "error" where a traced value is outside. Differentiable in the values.
 
     Raises:
-      ValueError: a concrete value outside, with "error"; bins that are not finite and increasing.
+      ValueError: a concrete value outside, with "error"; bins that are not finite and increasing,
+        in the dtype of the targets.
       TypeError: values or bins that are not numbers.
 
     Saved for the backward pass: targets are seldom differentiated; what JAX keeps of arithmetic.
@@ -166,14 +171,14 @@ def two_hot(values: ArrayLike, bins: Support, *, outside: Outside = "error") -> 
       arXiv:1707.06887, for the projection; Schrittwieser et al., arXiv:1911.08265, as targets.
     """
     fn = "two_hot"
-    y, b = _check.number(fn, "values", values), _points(fn, "bins", bins, 0, 2)
+    y = _values(fn, values)
+    b = _points(fn, "bins", bins, 0, 2, y.dtype)
     _check.one_of(fn, "outside", outside, ("error", "clip"))
     return _two_hot(_within(fn, values, y, b, outside), b)
 
 
 @partial(jax.jit, inline=True)
 def _two_hot(y: Each, b: Points) -> Float[Array, "*s V"]:
-    b = b.astype(y.dtype)
     i = jnp.clip(jnp.searchsorted(b, y, side="right") - 1, 0, b.size - 2).astype(jnp.int32)
     f = (y - b[i]) / (b[i + 1] - b[i])
     classes = jax.lax.broadcasted_iota(jnp.int32, (*y.shape, b.size), y.ndim)
@@ -210,7 +215,7 @@ def hl_gauss(
 
     Raises:
       ValueError: a concrete value outside, with "error"; edges that are not finite and
-        increasing; a concrete sigma that is not positive.
+        increasing, or a concrete sigma that is not positive, in the dtype of the targets.
       TypeError: values, edges or a sigma that are not numbers.
 
     Saved for the backward pass: targets are seldom differentiated; what JAX keeps of arithmetic.
@@ -229,20 +234,27 @@ def hl_gauss(
       arXiv:1806.04613; Farebrother et al., *Stop Regressing*, arXiv:2403.03950, for σ.
     """
     fn = "hl_gauss"
-    y, e = _check.number(fn, "values", values), _points(fn, "edges", edges, 1, 2)
+    y = _values(fn, values)
+    e = _points(fn, "edges", edges, 1, 2, y.dtype)
     _check.one_of(fn, "outside", outside, ("error", "clip"))
-    s = None if sigma is None else _check.scalar_within(fn, "sigma", sigma, "positive")
+    s = None
+    if sigma is not None:
+        s = _check.scalar_within(fn, "sigma", sigma, "positive").astype(y.dtype)
+        _check.within_range(fn, "sigma", sigma, y.dtype)
     return _hl_gauss(_within(fn, values, y, e, outside), e, s)
 
 
 @partial(jax.jit, inline=True)
 def _hl_gauss(y: Each, e: Points, sigma: Float[Array, ""] | None) -> Float[Array, "*s V"]:
-    e = e.astype(y.dtype)
     if sigma is None:
         sigma = _SPREAD * (e[-1] - e[0]) / (e.size - 1)
-    z = (e.reshape((1,) * y.ndim + e.shape) - y[..., None]) / sigma.astype(y.dtype)
+    sigma = jnp.minimum(sigma, _FLAT * (e[-1] - e[0]))
+    fixed = jax.lax.stop_gradient(sigma)
+    one = 1 + (sigma - fixed) / fixed  # its slope is 1/σ; that of x/σ would pass by 1/σ²
+    by_sigma = lambda x: jnp.clip(x / fixed, -_FAR, _FAR) / one  # noqa: E731
+    z = by_sigma(e.reshape((1,) * y.ndim + e.shape) - y[..., None])
     # A width from the edges, and not from z, which has been rounded.
-    width = ((e[1:] - e[:-1]) / sigma.astype(y.dtype)).reshape((1,) * y.ndim + (-1,))
+    width = by_sigma(e[1:] - e[:-1]).reshape((1,) * y.ndim + (-1,))
     mass = _mass(z[..., :-1], z[..., 1:], width)
     t = mass / jnp.sum(mass, axis=-1, keepdims=True)
     return jnp.where(_increasing(e), t, jnp.nan)
@@ -271,13 +283,14 @@ def expected_value(logits: ArrayLike, bins: Support, *, probabilities: bool = Fa
       bins: the class values b `[V]`, or (low, high, V), as in `two_hot`; `bin_centers(edges)` for
         targets of `hl_gauss`.
       probabilities: the first argument is p itself. It need not sum to 1 exactly and is divided by
-        its sum.
+        its sum; entries are not negative.
 
     Returns:
       `[*n]`, float32 (float64 for float64 logits). NaN in a row at fault.
 
     Raises:
-      ValueError: as many bins as classes are wanted; bins that are not finite and increasing.
+      ValueError: as many bins as classes are wanted; bins that are not finite and increasing, in
+        the dtype of the result; concrete negative probabilities.
       TypeError: logits that are not floating.
 
     Saved for the backward pass: what JAX keeps of a softmax and a product.
@@ -292,15 +305,19 @@ def expected_value(logits: ArrayLike, bins: Support, *, probabilities: bool = Fa
       Farebrother et al., *Stop Regressing*, arXiv:2403.03950.
     """
     fn = "expected_value"
-    z, b = _check.logits(fn, logits), _points(fn, "bins", bins, 0, 1)
+    z = _check.logits(fn, logits)
+    b = _points(fn, "bins", bins, 0, 1, loss_dtype(z.dtype))
     _check.as_many_bins(fn, z, b.size)
+    if probabilities:
+        _check.nonnegative(fn, "logits", logits)
     return _expected_value(z, b, probabilities=probabilities)
 
 
 @partial(jax.jit, static_argnames="probabilities", inline=True)
 def _expected_value(z: Float[Array, "*s V"], b: Points, *, probabilities: bool) -> Each:
     z = z.astype(loss_dtype(z.dtype))
-    b = b.astype(z.dtype)
+    if probabilities:
+        z = z + jnp.where(jnp.any(z < 0, axis=-1, keepdims=True), jnp.nan, jnp.zeros_like(z))
     p = z / jnp.sum(z, axis=-1, keepdims=True) if probabilities else jax.nn.softmax(z, axis=-1)
     # About a value in the middle: an offset that all bins share then costs no digits.
     origin = b[b.size // 2]
@@ -331,8 +348,11 @@ def bin_centers(edges: Support) -> jax.Array:
     Source:
       Farebrother et al., *Stop Regressing*, arXiv:2403.03950.
     """
-    e = _points("bin_centers", "edges", edges, 1, 2)
-    return e[:-1] + (e[1:] - e[:-1]) / 2
+    fn = "bin_centers"
+    e = _points(fn, "edges", edges, 1, 2)
+    middles = e[:-1] + (e[1:] - e[:-1]) / 2
+    _check.distinct(fn, "the middles of `edges`", "edges", middles)
+    return middles
 
 
 def count_outside(values: ArrayLike, support: Support) -> jax.Array:
@@ -361,9 +381,9 @@ def count_outside(values: ArrayLike, support: Support) -> jax.Array:
       A count; why it matters: Farebrother et al., *Stop Regressing*, arXiv:2403.03950, §4.
     """
     fn = "count_outside"
-    y, b = _check.number(fn, "values", values), _points(fn, "support", support, 0, 2)
-    y = y.astype(loss_dtype(y.dtype))
-    return jnp.sum(_outside(y, b.astype(y.dtype)), dtype=jnp.int32)
+    y = _values(fn, values)
+    b = _points(fn, "support", support, 0, 2, y.dtype)
+    return jnp.sum(_outside(y, b), dtype=jnp.int32)
 
 
 def _outside(y: Each, b: Points) -> Bool[Array, "*s"]:
@@ -374,18 +394,24 @@ def _increasing(b: Points) -> Bool[Array, ""]:
     return jnp.all(b[1:] > b[:-1]) & jnp.all(jnp.isfinite(b))
 
 
-def _points(fn: str, name: str, x: Support, more: int, least: int) -> Points:
-    """Points as given, or V + more of them evenly spaced; at least `least`."""
+def _values(fn: str, x: ArrayLike) -> Each:
+    """Values in the dtype of the targets."""
+    y = _check.number(fn, "values", x)
+    return y.astype(loss_dtype(y.dtype))
+
+
+def _points(
+    fn: str, name: str, x: Support, more: int, least: int, dtype: Any | None = None
+) -> Points:
+    """Points as given, or V + more of them evenly spaced; at least `least`, in this dtype."""
     if isinstance(x, tuple):
         low, high, classes = _check.spacing(fn, name, x, least - more)
-        return jnp.asarray(np.linspace(low, high, classes + more))
-    return _check.points(fn, name, x, least)
+        x = np.linspace(low, high, classes + more)
+    return _check.points(fn, name, x, least, dtype)
 
 
 def _within(fn: str, given: ArrayLike, y: Each, b: Points, outside: Outside) -> Each:
-    """The values in the dtype of the targets, clipped, or NaN where they are outside."""
-    y = y.astype(loss_dtype(y.dtype))
-    b = b.astype(y.dtype)
+    """The values, clipped, or NaN where they are outside."""
     if outside == "clip":
         return jnp.clip(y, b[0], b[-1])
     bad = _outside(y, b)

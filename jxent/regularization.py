@@ -20,6 +20,7 @@ from jaxtyping import Array
 
 from jxent import _check
 from jxent._compat import vary_alike
+from jxent._product import scale
 from jxent._typing import ArrayLike, Logits, PerRow, RowMask
 from jxent.information import softmax_entropy
 
@@ -47,7 +48,7 @@ def gradient_penalty(
 
     Args:
       loss_fn: a function to a scalar, or with has_aux to (scalar, anything).
-      coefficient: λ ≥ 0, a scalar; it may be traced, for a schedule.
+      coefficient: λ ≥ 0, a scalar; it may be traced, for a schedule. 0 is the loss alone.
       argnums: which positional arguments θ is made of, as for `jax.grad`: pytrees of floats.
       has_aux: as for `jax.grad`; the second result is handed on.
 
@@ -56,7 +57,7 @@ def gradient_penalty(
       the loss. NaN for a traced λ < 0.
 
     Raises:
-      ValueError: λ is not a scalar; a concrete λ < 0.
+      ValueError: λ is not a scalar; a concrete λ that is negative or not finite.
       TypeError: λ is not a number. What `jax.grad` raises for loss_fn: a result that is no scalar,
         parameters that are not floats.
 
@@ -78,7 +79,7 @@ def gradient_penalty(
       LeCun, Improving Generalization Performance Using Double Backpropagation, 1992.
     """
     fn = "gradient_penalty"
-    _check.nonnegative(fn, "coefficient", coefficient)
+    _check.finite_nonnegative(fn, "coefficient", coefficient)
     weight = _check.scalar(fn, "coefficient", coefficient)
     value_and_grad = jax.value_and_grad(loss_fn, argnums=argnums, has_aux=has_aux)
 
@@ -86,9 +87,10 @@ def gradient_penalty(
     def penalised(*args: Any, **kwargs: Any) -> Any:
         out, gradient = value_and_grad(*args, **kwargs)
         loss, *aux = out if has_aux else (out,)
+        loss = jnp.asarray(loss)
         wide = np.promote_types(loss.dtype, np.float32)
         by = jnp.where(weight >= 0, weight, jnp.nan).astype(wide)
-        total = loss.astype(wide) + by * _squared_norm(gradient, wide)
+        total = loss.astype(wide) + scale(by, _squared_norm(gradient, wide))
         return (total.astype(loss.dtype), *aux) if has_aux else total.astype(loss.dtype)
 
     return penalised

@@ -139,10 +139,10 @@ def symmetric_cross_entropy(
       below 0.
 
     Raises:
-      TypeError, ValueError: as `cross_entropy`; a concrete negative α or β; A above 0.
+      TypeError, ValueError: as `cross_entropy`; a concrete α or β that is negative or not
+        finite; A above 0.
 
-    Saved for the backward pass: the arguments and a few numbers per row for labels, the arguments
-    for distributions.
+    Saved for the backward pass: the arguments and a few numbers per row.
 
     Example:
       >>> import jax.numpy as jnp, jxent
@@ -157,12 +157,12 @@ def symmetric_cross_entropy(
       Labels, arXiv:1908.06112, equation 7.
     """
     fn = "symmetric_cross_entropy"
-    _check.nonnegative(fn, "alpha", alpha)
-    _check.nonnegative(fn, "beta", beta)
+    _check.finite_nonnegative(fn, "alpha", alpha)
+    _check.finite_nonnegative(fn, "beta", beta)
     A = _check.log_of_zero(fn, log_zero)
     a, b = _check.scalar(fn, "alpha", alpha), _check.scalar(fn, "beta", beta)
     z, rows_of = classes_last(fn, logits, axis)
-    if _check.is_integer(labels) and _check.shape_of(labels) == z.shape[:-1]:
+    if _check.shape_of(labels) == z.shape[:-1]:
         weights = {"alpha": a, "beta": -A * b}
         return of_nll(fn, _both_ways, weights, logits, labels, axis, where, class_weights)
     kept, mask = _check.where(fn, rows_of(where), z.shape)
@@ -208,7 +208,7 @@ def asymmetric_loss(
 
     Raises:
       ValueError: for a shape that is none of these, a concrete label outside [0, 1], a concrete
-        negative γ, m outside [0, 1).
+        γ that is negative or not finite, m outside [0, 1).
       TypeError: for logits that are not floating, a traced m, or other arguments that are not
         numbers.
 
@@ -231,7 +231,7 @@ def asymmetric_loss(
     y = _check.binary_labels(fn, labels, x.shape, which.kept)
     gammas = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg}
     for name, gamma in gammas.items():
-        _check.nonnegative(fn, name, gamma)
+        _check.finite_nonnegative(fn, name, gamma)
     parameters = tuple(_check.per_logit(fn, name, a, x.shape) for name, a in gammas.items())
     m = _check.below_one(fn, "clip", clip)
     return _entries.losses(fn, _asymmetric, _focusing, (m,), x, y, parameters, which)

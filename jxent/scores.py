@@ -34,7 +34,8 @@ def score(
     kept = np.ones(len(labels), bool) if weights is None else weights > 0
     with enable_x64():
         z = jnp.asarray(logits)
-        empty = metrics.ClassificationMetrics.empty(z.shape[-1], confusion=False, dtype=z.dtype)
+        dtype = np.promote_types(z.dtype, np.float32)
+        empty = metrics.ClassificationMetrics.empty(z.shape[-1], confusion=False, dtype=dtype)
         measured = empty.update(z, labels, where=kept, row_weights=weights)
         summary = jax.tree.map(np.asarray, measured.summary())
         rows = np.asarray(cross_entropy(z, labels, reduction="none"))

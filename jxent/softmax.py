@@ -118,8 +118,8 @@ def softmax_cross_entropy(
 
     Args:
       logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
-      labels: distributions or one-hot integers of the logits' shape, or one distribution `[V]`
-        for all rows. They need not sum to 1; they must not be negative.
+      labels: distributions or one-hot integers of the logits' shape, or one distribution, floats
+        `[V]`, for all rows. They need not sum to 1; they must not be negative.
       axis, where, class_weights, label_smoothing, z_loss, logit_softcap: as in
         `softmax_cross_entropy_with_integer_labels`.
 
@@ -149,7 +149,7 @@ def softmax_cross_entropy(
     return _row_losses(
         fn,
         z,
-        soft_labels(fn, labels, z, rows_of),
+        soft_labels(fn, labels, z, rows_of, one_row=True),
         kept,
         mask,
         _check.weights(fn, "class_weights", class_weights, z.shape[-1:]),
@@ -182,14 +182,15 @@ def softmax_focal_loss(
     Args:
       logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
       labels: integers `[*n]`, or distributions or one-hot integers of the logits' shape.
-      gamma: γ ≥ 0, a scalar; it may be traced.
+      gamma: γ ≥ 0 and finite, a scalar; it may be traced.
       axis, where, class_weights: as in `softmax_cross_entropy_with_integer_labels`.
 
     Returns:
-      `[*n]` in nats, float32 (float64 for float64 logits).
+      `[*n]` in nats, float32 (float64 for float64 logits). NaN, gradient too, for a traced γ that
+      is negative or not finite.
 
     Raises:
-      TypeError, ValueError: as `cross_entropy`; a concrete negative γ.
+      TypeError, ValueError: as `cross_entropy`; a concrete γ that is negative or not finite.
 
     Saved for the backward pass: the arguments and a few numbers per row for labels, the arguments
     for distributions.
@@ -206,7 +207,7 @@ def softmax_focal_loss(
       Lin et al., *Focal Loss for Dense Object Detection*, arXiv:1708.02002, with the softmax.
     """
     fn = "softmax_focal_loss"
-    _check.nonnegative(fn, "gamma", gamma)
+    _check.finite_nonnegative(fn, "gamma", gamma)
     return of_nll(fn, _focal, {"gamma": gamma}, logits, labels, axis, where, class_weights)
 
 
@@ -229,8 +230,8 @@ def poly_loss_cross_entropy(
 
     Args:
       logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
-      labels: distributions or one-hot integers of the logits' shape, one distribution `[V]`, or
-        integers `[*n]`.
+      labels: distributions or one-hot integers of the logits' shape, one distribution, floats
+        `[V]`, or integers `[*n]`.
       epsilon: ε, a scalar, or a tuple of scalars ε_1, ε_2, …; they may be traced, and negative.
       axis, where, class_weights: as in `softmax_cross_entropy_with_integer_labels`.
 
@@ -256,7 +257,7 @@ def poly_loss_cross_entropy(
     terms = {"epsilon": epsilon}
     if isinstance(epsilon, tuple):
         terms = {f"epsilon[{k}]": e for k, e in enumerate(epsilon)}
-    return of_nll(fn, _poly, terms, logits, labels, axis, where, class_weights)
+    return of_nll(fn, _poly, terms, logits, labels, axis, where, class_weights, one_row=True)
 
 
 def classes_last(
@@ -286,11 +287,16 @@ def soft_labels(
     labels: ArrayLike,
     z: Logits,
     rows_of: Callable[[ArrayLike | None], ArrayLike | None],
+    *,
+    one_row: bool = False,
 ) -> Logits:
-    """Distributions [*n, V] from what optax takes: one-hot integers, or one row [V] for all."""
+    """Distributions [*n, V] from those of the logits' shape, or one-hot integers.
+
+    Where optax takes it also from `one_row` [V] for all.
+    """
     moved = rows_of(labels)
     assert moved is not None
-    return _check.soft_labels(fn, moved, z)
+    return _check.soft_labels(fn, moved, z, one_row)
 
 
 @partial(jax.jit, static_argnames=("fn", "label_smoothing", "z_loss", "logit_softcap"), inline=True)
@@ -340,16 +346,20 @@ def of_nll(
     axis: Axes,
     where: ArrayLike | None,
     class_weights: ArrayLike | None,
+    *,
+    one_row: bool = False,
 ) -> PerRow:
     """c_y g(nll_y) for labels, Σ_v t_v c_v g(nll_v) for distributions; g(nll, *parameters)."""
     z, rows_of = classes_last(fn, logits, axis)
     kept, mask = _check.where(fn, rows_of(where), z.shape)
     t: Targets
-    if _check.shape_of(labels) == z.shape[:-1] and _check.is_integer(labels):
+    # Floats [V] may be one distribution for all rows; else what has the rows' shape are labels.
+    soft = one_row and not _check.is_integer(labels)
+    if _check.shape_of(labels) == z.shape[:-1] and not soft:
         t = _check.labels(fn, labels, z.shape[:-1])
         _check.label_values(fn, labels, z.shape[-1], kept)
     else:
-        t = soft_labels(fn, labels, z, rows_of)
+        t = soft_labels(fn, labels, z, rows_of, one_row=one_row)
     c = _check.weights(fn, "class_weights", class_weights, z.shape[-1:])
     scalars = tuple(_check.weights(fn, name, x, ()) for name, x in parameters.items())
     return _transformed_rows(fn, g, z, t, kept, mask, c, scalars)
@@ -406,9 +416,9 @@ def _focal(nll: Array, gamma: Scalar) -> Array:
 def _modulation(nll: Array, gamma: Scalar) -> Array:
     inside = ~(nll <= 0)
     base = -jnp.expm1(-jnp.where(inside, nll, 1))
-    return jnp.where(
-        gamma < 0, jnp.nan, jnp.where(inside, base**gamma, (gamma == 0).astype(nll.dtype))
-    )
+    right = (gamma >= 0) & (gamma < jnp.inf)
+    power = jnp.where(inside, base**gamma, (gamma == 0).astype(nll.dtype))
+    return jnp.where(right, power, jnp.nan)
 
 
 @_focal.defjvp

@@ -522,10 +522,41 @@ ERRORS = [
     ),
     (FOCAL, ([1.0, 2.0], [0, 7]), {}, ValueError, r"`labels`\[1\] = 7 is outside \[0, 1\]"),
     (FOCAL, (1.0, 1), {"alpha": 2.0}, ValueError, r"`alpha`\[\] = 2.0 is outside \[0, 1\]"),
-    (FOCAL, (1.0, 1), {"gamma": -1}, ValueError, r"`gamma`\[\] = -1 must not be negative"),
+    (
+        FOCAL,
+        (1.0, 1),
+        {"gamma": -1},
+        ValueError,
+        r"`gamma`\[\] = -1 must be finite and not negative",
+    ),
+    (FOCAL, ([1.0], [1]), {"gamma": [nan]}, ValueError, r"`gamma`\[0\] = nan must be finite"),
+    (
+        jxent.robust.asymmetric_loss,
+        (1.0, 1),
+        {"gamma_neg": inf},
+        ValueError,
+        r"`gamma_neg`\[\] = inf must be finite",
+    ),
+    (
+        BCE,
+        (1.0, 1),
+        {"pos_weight": -1.0},
+        ValueError,
+        r"`pos_weight`\[\] = -1.0 must be finite and",
+    ),
+    (BCE, ([1.0], [1]), {"pos_weight": [nan]}, ValueError, r"`pos_weight`\[0\] = nan must be"),
     (FOCAL, ([1.0], [1]), {"gamma": [[1.0]]}, ValueError, r"`gamma` must be one number"),
     (FOCAL, ([1], [1]), {}, TypeError, r"`logits` must be floating point"),
 ]
+
+
+def test_traced_positive_weights_below_zero():
+    """NaN, gradient too: a loss below 0 would be believed."""
+    run = jax.jit(jax.value_and_grad(lambda x, w: jnp.sum(BCE(x, 1, pos_weight=w)), (0, 1)))
+    value, slopes = run(jnp.float32(1.0), jnp.float32(-1.0))
+    assert np.all(np.isnan([value, *slopes]))
+    losses = jax.jit(BCE)(jnp.ones(3), 1, pos_weight=jnp.array([-1.0, 0.0, 2.0]))
+    np.testing.assert_array_equal(np.isnan(losses), [True, False, False])
 
 
 @pytest.mark.parametrize("fn, arguments, options, error, message", ERRORS)

@@ -616,7 +616,7 @@ ERRORS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], s
         (Z, Y),
         dict(gamma=-1.0),
         ValueError,
-        r"`gamma`.* must not be negative",
+        r"`gamma`.* must be finite and not negative",
     ),
     "poly: epsilon": (
         "poly_loss_cross_entropy",

@@ -397,3 +397,18 @@ def test_errors(name, unhooked):
 def test_a_traced_beta_is_an_error(unhooked):
     with pytest.raises(TypeError, match=r"^effective_number_weights: `beta` must be a static"):
         jax.jit(_effective)(jnp.ones(2), 0.9)
+
+
+@pytest.mark.parametrize("how", [lambda f: f, jax.jit])
+@pytest.mark.parametrize("prior", [(3e38, 3e38, 1.0), (1e-30, 2e-30, 0.0), (3e38, 1e-37, 2e38)])
+def test_adjusting_by_huge_and_tiny_counts(prior, how):
+    """Neither their sum nor a share of it need be a float32; slopes neither."""
+    prior = np.float32(prior)
+    out = how(imbalance.logit_adjustment)(jnp.zeros(3), prior)
+    with np.errstate(divide="ignore"):
+        expected = np.log(f64(prior)) - np.log(f64(prior).sum())
+    assert_close(out, expected, rtol=1e-6)
+    by_tau = jax.grad(lambda t: imbalance.logit_adjustment(jnp.zeros(3), prior, t)[0])(1.0)
+    assert_close(by_tau, expected[0], rtol=1e-6)
+    shift = lambda p: imbalance.logit_adjustment(jnp.zeros(3), p)[1]
+    assert np.all(np.isfinite(jax.grad(shift)(jnp.asarray(prior))))

@@ -638,3 +638,14 @@ def test_temperature_of_what_is_kept():
     assert_close(metrics.fit_temperature(bad, y, where=kept), expected, rtol=1e-4)
     impossible = np.concatenate([bad, np.full((200, 1), -inf, np.float32)], axis=-1)
     assert_close(metrics.fit_temperature(impossible, y, row_weights=w), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_, jnp.bfloat16, jnp.complex64])
+def test_empty_sums_are_floats(dtype):
+    """Integers would round every loss down; float16 and bfloat16 stop counting early."""
+    with pytest.raises(
+        TypeError, match=r"ClassificationMetrics\.empty: `dtype` must be float32 or float64, got"
+    ):
+        ClassificationMetrics.empty(3, dtype=dtype)
+    with pytest.raises(TypeError, match=r"Average\.empty: `dtype` must be float32 or float64, got"):
+        Average.empty(dtype)

@@ -297,3 +297,12 @@ def test_dtypes_and_shapes(x64):
     assert got.dtype == jnp.float64
     assert_close(got, np.logaddexp(0, np.where(y == 1, -f64(z), f64(z))).mean(), rtol=1e-12)
     assert metrics.hamming_loss(jnp.asarray(z, jnp.bfloat16), y).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_, jnp.bfloat16, jnp.complex64])
+def test_empty_sums_are_floats(dtype):
+    """Integers would round every loss down; float16 and bfloat16 stop counting early."""
+    with pytest.raises(
+        TypeError, match=r"MultiLabelMetrics\.empty: `dtype` must be float32 or float64, got"
+    ):
+        MultiLabelMetrics.empty(3, dtype=dtype)

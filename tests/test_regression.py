@@ -343,3 +343,99 @@ def test_training(name):
     error = lambda p: float(jnp.sqrt(jnp.mean((reg.expected_value(logits(p), classes) - y) ** 2)))
     assert error(params) > 0.4
     assert error(trained) < 0.05
+
+
+# What float32 does not hold
+
+
+def test_integers_keep_their_digits(x64):
+    """In the dtype of the loss; the mean alone says which."""
+    mean, target = jnp.array([1.7e9 + 1]), np.array([1700000001])
+    for y in (target, jnp.asarray(target), target.tolist()):
+        np.testing.assert_allclose(reg.gaussian_nll(mean, y), 0.5 * np.log(2 * np.pi), rtol=1e-12)
+    wide = reg.gaussian_nll(jnp.zeros(1), [0], 2**60 + 1)
+    np.testing.assert_allclose(wide, 0.5 * (60 * np.log(2) + np.log(2 * np.pi)), rtol=1e-12)
+    assert reg.gaussian_nll(np.float32([1.0]), target).dtype == np.float32
+    logits = jnp.zeros((2, 3))
+    sums = jxent.cross_entropy(logits, np.array([0, 1]), normalizer=2**24 + 1)
+    np.testing.assert_allclose(sums, 2 * np.log(3) / (2**24 + 1), rtol=1e-12)
+    half = jxent.cross_entropy(logits.astype(jnp.float32), np.array([0, 1]), normalizer=2)
+    assert half.dtype == np.float32
+
+
+def test_integers_that_int32_does_not_hold():
+    """They become floats before JAX narrows them."""
+    out = reg.gaussian_nll(np.float32([3e9]), np.array([3_000_000_000]))
+    np.testing.assert_allclose(out, 0.5 * np.log(2 * np.pi), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "bins", [(1e8, 1e8 + 1, 5), np.linspace(1e8, 1e8 + 1, 5), [16777216, 16777217, 16777218]]
+)
+def test_bins_that_float32_does_not_tell_apart(bins, unhooked):
+    """ValueError, when tracing too: not five equal values, and no NaN."""
+    y, V = np.float32([1e8]), bins[2] if isinstance(bins, tuple) else len(bins)
+    words = r"`bins`\[1\] = \d+.0 is not distinct in float32; subtract an offset from values and bi"
+    edges = words.replace("`bins`", "`edges`").replace(" and bi", " and ed")
+    for call, match in (
+        (lambda: reg.two_hot(y, bins, outside="clip"), words),
+        (lambda: reg.expected_value(jnp.zeros((1, V)), bins), words),
+        (lambda: reg.hl_gauss(y, bins, outside="clip"), edges),
+        (lambda: reg.bin_centers(bins), edges),
+    ):
+        with pytest.raises(ValueError, match=match):
+            call()
+        with pytest.raises(ValueError, match=match):
+            jax.eval_shape(call)
+    with pytest.raises(ValueError, match=r"`bins`\[1\] = inf is not finite in float32; divide"):
+        reg.two_hot(np.float32([0.0]), np.array([0.0, 1e39]))
+    # The middle of neighbouring floats is one of them.
+    near = np.float32([1.0, 1 + 2**-23, 1 + 2**-22, 1 + 3 * 2**-23])
+    with pytest.raises(ValueError, match=r"the middles of `edges`\[\d\] = .* is not distinct"):
+        reg.bin_centers(near)
+
+
+def test_bins_that_float64_tells_apart(x64):
+    bins = (1e8, 1e8 + 1, 5)
+    np.testing.assert_allclose(reg.bin_centers(bins), 1e8 + np.arange(0.1, 1, 0.2), rtol=1e-15)
+    np.testing.assert_allclose(reg.two_hot(np.array([1e8 + 0.25]), bins), [[0, 1, 0, 0, 0]])
+    with pytest.raises(ValueError, match="not distinct in float32"):  # the values' dtype
+        reg.two_hot(np.float32([1e8]), bins)
+
+
+def test_centres_of_half_precision():
+    assert reg.bin_centers(jnp.arange(3, dtype=jnp.bfloat16)).dtype == np.float32
+
+
+def test_negative_probabilities():
+    p, bins = jnp.array([[0.5, 0.5], [1.5, -0.5]]), (0.0, 1.0, 2)
+    with pytest.raises(
+        ValueError, match=r"expected_value: `logits`\[1, 1\] = -0.5 must not be neg"
+    ):
+        reg.expected_value(p, bins, probabilities=True)
+    run = lambda p: reg.expected_value(p, bins, probabilities=True)
+    value, slope = jax.jit(lambda p: (run(p), jax.grad(lambda p: run(p).sum())(p)))(p)
+    np.testing.assert_array_equal(np.isnan(value), [False, True])
+    np.testing.assert_array_equal(np.isnan(slope), [[False] * 2, [True] * 2])
+
+
+def test_scales_that_float32_does_not_hold():
+    words = r" = 1e-(39|40) is outside float32's normal numbers, 1.2e-38 to 3.4e\+38"
+    with pytest.raises(ValueError, match="gaussian_nll: `variance`" + words):
+        reg.gaussian_nll(jnp.zeros(1), jnp.zeros(1), variance=1e-40)
+    with pytest.raises(ValueError, match="hl_gauss: `sigma`" + words):
+        reg.hl_gauss(jnp.ones(1), (0.0, 2.0, 4), 1e-39)
+
+
+def test_slopes_of_hl_gauss_at_any_sigma():
+    """A spike or a flat line: the slopes are next to nothing, and no NaN."""
+    y, sigma = jnp.float32([0.3, 1.4]), 10.0 ** jnp.arange(-37.0, 38.0)
+    edges = jnp.float32([[0, 0.5, 1, 1.5, 2], [0, 10, 100, 500, 1000]])
+    share = lambda y, s, e: (t := reg.hl_gauss(y, e, s))[:, :2].sum() + 0 * t.sum()
+    every = jax.vmap(jax.vmap(jax.value_and_grad(share, (0, 1)), (None, 0, None)), (None, None, 0))
+    value, (by_y, by_sigma) = jax.jit(every)(y, sigma, edges)
+    assert np.all(np.isfinite(value)) and np.all(np.isfinite(by_y))
+    assert np.all(np.abs(by_sigma) <= 1 / f64(sigma)) and np.max(np.abs(by_sigma)) > 1e-3
+    # As flat as the bins are wide, a spike in the first bin and another in the third or first.
+    np.testing.assert_allclose(value[:, -1], [1.0, 0.2], rtol=1e-6)
+    np.testing.assert_array_equal(value[:, 0], [1, 2])

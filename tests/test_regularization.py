@@ -192,6 +192,23 @@ def test_dtypes_of_penalties(dtype):
     assert value.dtype == gradient.dtype == dtype
 
 
+@pytest.mark.parametrize("how", [lambda f: f, jax.jit])
+def test_without_a_penalty(how):
+    """λ = 0 is the loss alone, even where |g|² is no float."""
+    steep = lambda x: 1e25 * jnp.sum(x)
+    run = how(jax.value_and_grad(lambda x, c: gradient_penalty(steep, c)(x)))
+    value, slope = run(jnp.ones(2), jnp.float32(0.0))
+    assert value == jnp.float32(2e25)
+    np.testing.assert_array_equal(slope, np.float32([1e25, 1e25]))
+
+
+def test_a_loss_that_is_a_number():
+    """As `jax.grad` takes it: a function to a Python float."""
+    assert gradient_penalty(lambda x: 3.0, 0.5)(jnp.ones(2)) == 3.0
+    value, aux = gradient_penalty(lambda x: (3.0, "aux"), 0.5, has_aux=True)(jnp.ones(2))
+    assert value == 3.0 and aux == "aux"
+
+
 # --- confidence -------------------------------------------------------------------------------
 
 LOGITS = (3 * RNG.standard_normal((N, V))).astype(np.float32)
@@ -263,7 +280,12 @@ ERRORS = {
     "coefficient": (
         lambda: gradient_penalty(dense, -1.0),
         ValueError,
-        r"gradient_penalty: `coefficient`\[\] = -1.0 must not be negative",
+        r"gradient_penalty: `coefficient`\[\] = -1.0 must be finite and not negative",
+    ),
+    "no coefficient": (
+        lambda: gradient_penalty(dense, nan),
+        ValueError,
+        r"gradient_penalty: `coefficient`\[\] = nan must be finite and not negative",
     ),
     "coefficients": (
         lambda: gradient_penalty(dense, [1.0]),

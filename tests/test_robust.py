@@ -104,6 +104,51 @@ def test_generalized_derivatives():
     assert_derivatives(f, points)
 
 
+# --- what may stand for labels ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [2, V])
+@pytest.mark.parametrize("loss", [GCE, SCE, jxent.softmax_focal_loss])
+def test_one_distribution_is_not_for_all_rows(loss, rows, unhooked):
+    """V labels are not a distribution, nor are floats: as many rows as classes or not."""
+    z = jnp.asarray(RNG.standard_normal((rows, V)), jnp.float32)
+    for labels in (np.full(V, 0.25, np.float32), np.arange(V)[: V - (rows == V)]):
+        wrong = TypeError if labels.shape == (rows,) else ValueError
+        words = "must be integers, got float32" if wrong is TypeError else "must have the logits'"
+        with pytest.raises(wrong, match=rf"{loss.__name__}: `labels` {words}"):
+            loss(z, labels)
+        with pytest.raises(wrong, match=words):
+            jax.eval_shape(loss, z, labels)
+    with pytest.raises(TypeError, match="`labels` must be integers, got float32"):
+        loss(z, np.zeros(rows, np.float32))
+
+
+@pytest.mark.parametrize("loss", [jxent.softmax_cross_entropy, jxent.poly_loss_cross_entropy])
+def test_one_distribution_for_all_rows_is_floats(loss, unhooked):
+    """As in optax, but for integers: V labels for two rows."""
+    z = jnp.asarray(RNG.standard_normal((2, V)), jnp.float32)
+    t = np.float32([0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_array_equal(loss(z, t), loss(z, np.stack([t, t])))
+    for labels in (np.arange(V), np.eye(V, dtype=bool)[0]):
+        with pytest.raises(ValueError, match=r"or be floats \[4\] for all rows, got \w+\[4\]"):
+            loss(z, labels)
+    one_hot = np.eye(V, dtype=np.int32)[0]
+    np.testing.assert_array_equal(loss(z[0], one_hot), loss(z[:1], one_hot[None])[0])
+
+
+@pytest.mark.parametrize("bad", [-1.0, nan, inf])
+def test_parameters_are_finite_and_not_negative(bad):
+    """ValueError when concrete; a traced one is never a plausible number."""
+    cases = ((SCE, "alpha"), (SCE, "beta"), (jxent.softmax_focal_loss, "gamma"))
+    for loss, name in cases:
+        with pytest.raises(
+            ValueError, match=rf"{loss.__name__}: `{name}`.* must be finite and not"
+        ):
+            loss(LOGITS, LABELS, **{name: bad})
+    run = jax.jit(lambda g: jxent.softmax_focal_loss(LOGITS, LABELS, gamma=g))
+    assert np.all(np.isnan(run(bad))) and np.all(np.isfinite(run(1.0)))
+
+
 # --- symmetric cross-entropy ------------------------------------------------------------------
 
 
@@ -342,13 +387,13 @@ ERRORS = {
     "q": (GCE, (X, Y), dict(q=1.5), ValueError, r"`q`\[\] = 1.5 is outside \[0, 1\]"),
     "q of rows": (GCE, (X, Y), dict(q=np.ones(3)), ValueError, r"`q` must have shape \[\]"),
     "generalized labels": (GCE, (X, Y + 2), {}, ValueError, r"`labels`\[0\] = 2 is outside"),
-    "float labels": (GCE, (X, X[:, 0]), {}, ValueError, "`labels` must have the logits' shape"),
-    "alpha": (SCE, (X, Y), dict(alpha=-1.0), ValueError, r"`alpha`\[\] = -1.0 must not be neg"),
+    "float labels": (GCE, (X, X[:, 0]), {}, TypeError, "`labels` must be integers, got float32"),
+    "alpha": (SCE, (X, Y), dict(alpha=-1.0), ValueError, r"`alpha`\[\] = -1.0 must be finite"),
     "beta": (SCE, (X, Y), dict(beta=[1.0]), ValueError, r"`beta` must have shape \[\]"),
     "log_zero": (SCE, (X, Y), dict(log_zero=4.0), ValueError, "`log_zero` stands for log 0"),
     "symmetric labels": (SCE, (X, Y - 1), {}, ValueError, r"`labels`\[0\] = -1 is outside"),
     "clip": (ASL, (X, X), dict(clip=1.0), ValueError, r"`clip` must be in \[0, 1\), got 1.0"),
-    "gamma": (ASL, (X, X), dict(gamma_neg=-1), ValueError, r"`gamma_neg`\[\] = -1 must not be"),
+    "gamma": (ASL, (X, X), dict(gamma_neg=-1), ValueError, r"`gamma_neg`\[\] = -1 must be fin"),
     "binary labels": (ASL, (X, X + 2), {}, ValueError, r"`labels`\[0, 0\] = 2.0 is outside"),
     "rows of labels": (ASL, (X, Y), {}, ValueError, "`labels` must have the logits' shape"),
     "integer logits": (ASL, (Y, Y), {}, TypeError, "`logits` must be floating point"),
