@@ -81,8 +81,8 @@ def distillation_loss(
     β KL(p‖m) + (1−β) KL(q‖m) with m = β p + (1−β) q.  None is ever negative.
 
     Loss and gradients are right to 1e-5 of their row's sum of absolute terms; and to 1e-5 of the
-    row itself, however near the student is to its teacher, at any temperature and whatever offset
-    either has, as long as no class that is possible is more than 16 T from where the others are.
+    row itself, however near the student is to its teacher, at any T ≥ 1 and whatever offset either
+    has, as long as no class that is possible is more than 16 T from where the others are.
     Beyond that, terms smaller than 1e-5 of their logarithms may be lost. The gradient by T has the
     terms (∂loss/∂z_v)(z_v − max z) and 2 loss, which all but cancel near the teacher.
 
