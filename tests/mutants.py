@@ -452,8 +452,8 @@ MUTANTS = [
     ),
     Mutant(
         "imbalance.py",
-        "tau * jnp.log(each / total)",
-        "jnp.log(each / total) / tau",
+        "tau * _log_share(prior, some)",
+        "_log_share(prior, some) / tau",
         "test_imbalance.py",
         "adjusted_logits",
     ),
@@ -695,7 +695,7 @@ MUTANTS = [
     Mutant("regression.py", "< _NARROW", "< 0", _REGRESSION, "narrow_bins"),
     Mutant(
         "regression.py",
-        "((e[1:] - e[:-1]) / sigma.astype(y.dtype)).reshape((1,) * y.ndim + (-1,))",
+        "by_sigma(e[1:] - e[:-1]).reshape((1,) * y.ndim + (-1,))",
         "z[..., 1:] - z[..., :-1]",
         _REGRESSION,
         "narrow_bins",
