@@ -742,7 +742,7 @@ shapes = st.sampled_from([(4,), (3, 4), (2, 3, 4)])
 
 
 @every_loss
-@settings(max_examples=6)
+@settings(max_examples=3)
 @given(st.integers(0, 2**16), shapes, masks, numbers_of, reductions)
 def test_weighed_against_the_oracle(loss, seed, shape, mask, weights, reduction):
     check_weighed(loss, seed, shape, mask, weights, reduction)

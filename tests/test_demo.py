@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
+from often import first
 from sklearn.metrics import accuracy_score, log_loss
 
 from jxent import demo
@@ -49,7 +50,7 @@ def test_an_epoch_is_full_batches_of_different_rows(iris):
     np.testing.assert_array_equal(np.concatenate([y for _, y in batches]), iris.labels[rows])
 
 
-@pytest.mark.parametrize("model", demo.MODELS, ids=lambda model: model.name)
+@pytest.mark.parametrize("model", first(1, demo.MODELS), ids=lambda model: model.name)
 def test_training_lowers_the_loss(model, iris):
     epochs = []
     params, history = demo.train(model, iris, epochs=10, seed=0, on_epoch=epochs.append)

@@ -16,6 +16,7 @@ from derivatives import assert_derivatives
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
+from often import chosen
 from test_linear import BIG, equations, largest, products
 
 import jxent
@@ -24,13 +25,6 @@ from jxent.distillation import distillation_loss, linear_distillation_loss
 NAMES = ("forward", "reverse", "jsd")
 N, D, E, V = 11, 6, 4, 23
 rng = np.random.default_rng(11)
-
-
-def often(values: Any, *chosen: Any) -> list[Any]:
-    """The chosen of some parameters every time, the others in the exhaustive run."""
-    marks = lambda x: () if x in chosen else (pytest.mark.deep,)
-    several = lambda x: x if isinstance(x, tuple) else (x,)
-    return [pytest.param(*several(x), marks=marks(x)) for x in values]
 
 
 def eighths(*shape: int) -> np.ndarray:
@@ -93,7 +87,7 @@ def cotangent(reduction: str) -> Any:
 DENSE = ("forward", "temperature"), ("jsd", "everything"), ("reverse", "hard labels")
 
 
-@pytest.mark.parametrize(("divergence", "options"), often(product(NAMES, OPTIONS), *DENSE))
+@pytest.mark.parametrize(("divergence", "options"), chosen(product(NAMES, OPTIONS), *DENSE))
 def test_dense(divergence, options):
     logits = dict(student_logits=HIDDEN @ HEAD, teacher_logits=T_HIDDEN @ T_HEAD)
     reduction = "none" if options == "temperature" else "mean"
@@ -102,7 +96,7 @@ def test_dense(divergence, options):
     check(distillation_loss, oracle.distillation_loss, arguments, cotangent(reduction))
 
 
-@pytest.mark.parametrize("dtype", often(["bfloat16", "float16"], "bfloat16"))
+@pytest.mark.parametrize("dtype", chosen(["bfloat16", "float16"], "bfloat16"))
 def test_half_precision(dtype):
     logits = dict(student_logits=HIDDEN @ HEAD, teacher_logits=T_HIDDEN @ T_HEAD)
     arguments = cast(logits | OPTIONS["everything"], dtype)
@@ -197,7 +191,7 @@ def parted(name: str, s: Any, t: Any, T: float, beta: float) -> tuple[Any, Any, 
     return T * T * D, T * by_s, T * by_t
 
 
-@pytest.mark.parametrize("divergence", often(NAMES, "forward", "jsd"))
+@pytest.mark.parametrize("divergence", chosen(NAMES, "forward", "jsd"))
 def test_near_the_teacher(divergence):
     """Where the textbook's terms cancel: loss and slopes are right to 5e-6 of the row."""
     r = np.random.default_rng(0)
@@ -247,7 +241,7 @@ def test_derivatives(divergence):
     assert_derivatives(f, points)
 
 
-@pytest.mark.parametrize("name", often(NAMES, "jsd"))
+@pytest.mark.parametrize("name", chosen(NAMES, "jsd"))
 def test_hottest(name):
     """T² is near the largest float there, and x below the smallest of whom it is the square."""
     s, t = (jnp.asarray(rng.standard_normal((4, 10)), jnp.float32) for _ in range(2))
@@ -262,7 +256,7 @@ def test_hottest(name):
     assert np.isnan(jax.jit(lambda T: distillation_loss(s, t, temperature=T))(1e20))
 
 
-@pytest.mark.parametrize("divergence", often(NAMES, "forward", "jsd"))
+@pytest.mark.parametrize("divergence", chosen(NAMES, "forward", "jsd"))
 def test_the_teacher_itself(divergence):
     """Exactly 0, loss and gradient."""
     z = np.float32(30 * rng.standard_normal((8, 40)))
@@ -309,7 +303,7 @@ def test_the_same_gradient_as_soft_cross_entropy():
     np.testing.assert_allclose(hard, jxent.cross_entropy(s, LABELS[:4] % 10), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", often(NAMES, "forward"))
+@pytest.mark.parametrize("name", chosen(NAMES, "forward"))
 def test_impossible_classes(name):
     """What the student holds impossible and the teacher does not costs ∞, with finite slopes."""
     s, t = jnp.asarray([[0.0, -jnp.inf, 1.0]]), jnp.asarray([[0.5, 0.0, 1.0]])
@@ -341,7 +335,7 @@ def call(linear: bool, **options: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("linear", "how", "reduction"),
-    often(
+    chosen(
         product([False, True], ["where", "ignore_index", "row_weights"], ["mean", "none"]),
         (False, "row_weights", "none"),
         (True, "where", "mean"),
@@ -446,7 +440,7 @@ def test_a_label_that_is_masked_out_and_weighs_nothing():
     np.testing.assert_array_equal(np.isnan(losses), [False, True])
 
 
-@pytest.mark.parametrize("linear", often([False, True], False), ids=["dense", "linear"])
+@pytest.mark.parametrize("linear", chosen([False, True], False), ids=["dense", "linear"])
 def test_temperatures_out_of_range(linear):
     s, t = (jnp.asarray(rng.standard_normal((3, 5)), jnp.float32) for _ in range(2))
     y = jnp.zeros(3, jnp.int32)
@@ -531,7 +525,7 @@ SETS = [*zip(OPTIONS, (*NAMES, "jsd"), strict=True)]
 
 @pytest.mark.parametrize(
     ("options", "divergence", "reduction"),
-    often(
+    chosen(
         [(*each, reduction) for each in SETS for reduction in ("mean", "sum", "none")],
         ("plain", "forward", "none"),
         ("everything", "jsd", "mean"),
@@ -544,7 +538,7 @@ def test_linear(options, divergence, reduction):
     check(LINEAR, oracle.linear_distillation_loss, arguments, cotangent(reduction))
 
 
-@pytest.mark.parametrize("size", often([1, 5, 11, 12], 5))
+@pytest.mark.parametrize("size", chosen([1, 5, 11, 12], 5))
 def test_every_chunk_size(size):
     fn = functools.partial(linear_distillation_loss, chunk_size=size)
     arguments = linear_arguments(OPTIONS["everything"], "float32", ("dv", "dv"))
@@ -553,7 +547,7 @@ def test_every_chunk_size(size):
 
 @pytest.mark.parametrize(
     ("dtype", "rounded"),
-    often([("bfloat16", 2.0**-8), ("float16", 2.0**-11)], ("bfloat16", 2.0**-8)),
+    chosen([("bfloat16", 2.0**-8), ("float16", 2.0**-11)], ("bfloat16", 2.0**-8)),
 )
 def test_half_precision_projections(dtype, rounded):
     arguments = linear_arguments(OPTIONS["everything"], dtype, ("dv", "dv"))
@@ -640,7 +634,7 @@ def traced(wrt: tuple[int, ...], reduction: str = "mean", order: int = 1, **opti
 
 @pytest.mark.parametrize(
     ("wrt", "needed"),
-    often(
+    chosen(
         [((), 0), ((0, 1), 2), ((1,), 1), ((2, 3), 2), ((0, 1, 2, 3), 4)],
         ((), 0),
         ((0, 1), 2),
@@ -655,7 +649,7 @@ def test_products_that_nobody_asks_for(wrt, needed):
 
 @pytest.mark.parametrize(
     ("reduction", "order"),
-    often(product(["mean", "none"], [1, 2]), ("mean", 1), ("none", 1), ("mean", 2)),
+    chosen(product(["mean", "none"], [1, 2]), ("mean", 1), ("none", 1), ("mean", 2)),
 )
 def test_no_array_of_all_logits(reduction, order):
     found = largest(traced((0, 1, 2, 3), reduction, order, divergence="jsd"))
@@ -665,7 +659,7 @@ def test_no_array_of_all_logits(reduction, order):
 
 @pytest.mark.parametrize(
     ("wrt", "divergence"),
-    often(product([(0, 1), (0, 1, 2, 3)], ["forward", "jsd"]), ((0, 1), "forward")),
+    chosen(product([(0, 1), (0, 1, 2, 3)], ["forward", "jsd"]), ((0, 1), "forward")),
 )
 def test_temporary_memory(wrt, divergence):
     """At most a tenth of what stored logits need; measured 1/16."""

@@ -12,6 +12,7 @@ from derivatives import assert_derivatives
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
+from often import first
 from scipy import special
 from scipy.spatial.distance import jensenshannon
 
@@ -29,12 +30,6 @@ TWO = {
     "binary_cross_entropy": info.binary_cross_entropy,
 }
 BY_ROW = {k: f for k, f in TWO.items() if k != "binary_cross_entropy"}
-
-
-def first(often: int, names):
-    """Parameters of which the first so many run every time."""
-    deep = pytest.mark.deep
-    return [n if i < often else pytest.param(n, marks=deep) for i, n in enumerate(names)]
 
 
 two = pytest.mark.parametrize("name", TWO)

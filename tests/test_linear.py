@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec as P
+from often import first
 
 import jxent
 from jxent._linear import cut as cut_module
@@ -158,7 +159,7 @@ def test_every_size(way, size):
         ("float16", "bfloat16"),
     ],
 )
-@pytest.mark.parametrize("way", SUMMED)
+@pytest.mark.parametrize("way", SELDOM)
 def test_dtypes(way, dtype, head):
     check(arguments_of(OPTIONS["everything"], dtype, head), way, 5)
 
@@ -230,7 +231,7 @@ def test_calls_deep(call):
 
 
 @pytest.mark.parametrize("way", SUMMED)
-@pytest.mark.parametrize("classes", [1, 2, 127, 128, 129, 255, 257])
+@pytest.mark.parametrize("classes", first(2, [1, 129, 2, 127, 128, 255, 257]))
 def test_zero_logits_give_log_v(way, classes):
     """Where a padded class would be loudest: at the last label of a ragged block."""
     labels = np.full(4, classes - 1, np.int32)
@@ -334,7 +335,7 @@ def test_half_precision_adds_up_in_float32(way):
 
 
 @pytest.mark.parametrize("way", SUMMED)
-@pytest.mark.parametrize("bad", [-1, V, 127, "NaN", "inf"])
+@pytest.mark.parametrize("bad", first(3, [-1, V, "NaN", 127, "inf"]))
 def test_a_row_at_fault(way, bad):
     """Its own loss and dhidden NaN, and what sums over rows; other rows' dhidden clean."""
     a = arguments_of(OPTIONS["bias"])
@@ -545,7 +546,7 @@ def test_other_transforms(way):
 
 
 @pytest.mark.parametrize("way", SUMMED)
-@pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
+@pytest.mark.parametrize("check_vma", first(1, [True, False]), ids=["checked", "unchecked"])
 @pytest.mark.parametrize("inside", [False, True], ids=["grad outside", "grad inside"])
 def test_shard_map(inside, check_vma, way):
     """`axis_name`: every device has the mean of the whole batch, and its gradients."""
@@ -664,7 +665,7 @@ def largest(jaxpr: Any) -> int:
     return max(sizes)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", first(1, [jnp.bfloat16, jnp.float32, jnp.float16]))
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("options", ["plain", "everything"])
 @pytest.mark.parametrize("way", ["tokens", "vocab"])

@@ -11,6 +11,7 @@ from cases import OFTEN, ROW_LOSSES, TRAINING_LOSSES, Case, cast, value_and_grad
 from compare import assert_close, enable_x64, f64
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from often import only
 
 import jxent
 
@@ -151,7 +152,7 @@ def test_cross_entropy_deep(call):
     check(jxent.cross_entropy, *call, cancels=True)
 
 
-@settings(max_examples=12)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_cross_entropy_float64(data):
     with enable_x64():
@@ -170,8 +171,13 @@ G = np.random.default_rng(1).standard_normal(4).astype(np.float32)
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, "float32") for name in ROW_LOSSES]
-    + [(name, half) for name in OFTEN for half in ("bfloat16", "float16") if name in ROW_LOSSES],
+    only(
+        lambda call: call[1] != "float16",
+        [(name, "float32") for name in ROW_LOSSES]
+        + [
+            (name, half) for name in OFTEN for half in ("bfloat16", "float16") if name in ROW_LOSSES
+        ],
+    ),
 )
 def test_row_losses(name, dtype):
     case = ROW_LOSSES[name]

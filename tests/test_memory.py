@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import split
+from often import first
 
 import jxent
 
@@ -147,7 +148,7 @@ UNFUSED = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", first(1, ["float32", "bfloat16"]))
 @pytest.mark.parametrize(("loss", "options"), UNFUSED)
 def test_temporary_memory(loss, options, dtype):
     fn, arguments = arguments_of(loss, options, dtype)

@@ -25,11 +25,11 @@ def copy(tmp_path_factory):
     return root
 
 
-def run(root: Path, tests: str, chosen: str) -> subprocess.CompletedProcess:
+def run(root: Path, tests: str, chosen: str, *more: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
-        [*command, f"tests/{tests}", "-k", chosen],
+        [*command, f"tests/{tests}", "-k", chosen, *more],
         cwd=root,
         env=environment,
         capture_output=True,
@@ -54,7 +54,7 @@ def test_killed(mutant, copy):
     source = path.read_text()
     path.write_text(source.replace(mutant.old, mutant.new))
     try:
-        result = run(copy, mutant.tests, mutant.chosen)
+        result = run(copy, mutant.tests, mutant.chosen, "-m", "")  # the deep ones too
     finally:
         path.write_text(source)
     assert result.returncode == FAILED, f"survived: {mutant}\n{result.stdout[-2000:]}"

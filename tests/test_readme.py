@@ -19,6 +19,7 @@ import numpy as np
 import optax
 import pytest
 from compare import enable_x64
+from often import only
 
 import jxent
 
@@ -256,7 +257,11 @@ def test_every_claim_is_made_in_the_table():
     assert set(CLAIMS) == set(_cells())
 
 
-@pytest.mark.parametrize(("case", "column"), _cells(), ids=lambda x: x.replace("`", ""))
+@pytest.mark.parametrize(
+    ("case", "column"),
+    only(lambda cell: cell[1] == "jxent", _cells()),
+    ids=lambda x: x.replace("`", ""),
+)
 def test_difference(case, column):
     check = CLAIMS[case, column]
     if column == "PyTorch":

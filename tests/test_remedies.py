@@ -165,6 +165,7 @@ def test_measures_are_scikit_learns():
         np.testing.assert_allclose([x[i] for x in found.values()], expected, rtol=1e-5)
 
 
+@pytest.mark.deep
 def test_rare_classes_run():
     balanced = "balanced class weights"
     found = remedies.rare_classes(FEW, steps=150, remedies=[remedies.PLAIN, balanced])
