@@ -479,6 +479,23 @@ def _(torch):
             _ce(torch, Z, t)
 
 
+@claim("soft labels `[V]` of integers", "optax", "jxent")
+def _(m):
+    t = jnp.array([0, 1, 0])
+    if m is jxent:
+        with pytest.raises(ValueError, match="`labels`"):
+            m.softmax_cross_entropy(Z, t)
+    else:
+        expected = m.softmax_cross_entropy(Z, jnp.broadcast_to(t, Z.shape))
+        _same(m.softmax_cross_entropy(Z, t), expected)
+
+
+@claim("soft labels `[V]` of integers", "PyTorch")
+def _(torch):
+    with pytest.raises((RuntimeError, ValueError)):
+        _ce(torch, Z, jnp.array([0, 1, 0]))
+
+
 @claim("binary labels `[N]` against logits `[N, 1]`, or `[V]` against `[N, V]`", "optax", "jxent")
 def _(m):
     for fn in (m.sigmoid_binary_cross_entropy, m.sigmoid_focal_loss):
