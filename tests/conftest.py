@@ -20,13 +20,18 @@ from compare import enable_x64
 from hypothesis import settings
 
 settings.register_profile(
-    "ordinary", derandomize=True, deadline=None, database=None, max_examples=25
+    "ordinary", derandomize=True, deadline=None, database=None, max_examples=15
 )
 settings.register_profile("deep", settings.get_profile("ordinary"), max_examples=200)
 settings.load_profile("ordinary")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Most programs run once, and compiling takes the time: but for the exhaustive run, and for who
+    # asks otherwise in XLA_FLAGS, their machine code is not optimised. What XLA fuses is the same.
+    level = "--xla_backend_optimization_level"
+    if "not deep" in config.option.markexpr and level not in os.environ["XLA_FLAGS"]:
+        os.environ["XLA_FLAGS"] += f" {level}=0"
     config.addinivalue_line(
         "markers", "relaxed: JAX's ordinary promotion throughout, not the strict one"
     )

@@ -28,6 +28,7 @@ def copy(tmp_path_factory):
 def run(root: Path, tests: str, chosen: str, *more: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # as in an ordinary run
     return subprocess.run(
         [*command, f"tests/{tests}", "-k", chosen, *more],
         cwd=root,
