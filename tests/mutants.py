@@ -627,13 +627,6 @@ MUTANTS = [
         _DISTILLATION,
         "near_the_teacher and jsd",
     ),
-    Mutant(
-        "_between.py",
-        "(u - offset)",
-        "(u - jnp.mean(u))",
-        _DISTILLATION,
-        "near_the_teacher and jsd",
-    ),
     Mutant("_between.py", "d = z / 2 - m / 2", "d = z / 2", _DISTILLATION, "near_the_teacher"),
     Mutant("distillation.py", "+ faults(soft, nll)", "", _DISTILLATION, "term_that_weighs_nothing"),
     Mutant("robust.py", "+ faults(nll)", "", "test_robust.py", "weigh_nothing"),
@@ -662,13 +655,6 @@ MUTANTS = [
         "dense and temp",
     ),
     Mutant("_between.py", "jnp.where(jnp.isinf(d), 0, d)", "d", _DISTILLATION, "impossible"),
-    Mutant(
-        "_between.py",
-        "jnp.where(finite, d, 0) / (T / 2)",
-        "d / (T / 2)",
-        _DISTILLATION,
-        "impossible_classes",
-    ),
     Mutant(
         "distillation.py",
         "else sound & ~bad",
