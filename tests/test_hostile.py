@@ -63,7 +63,7 @@ MODES: dict[str, Callable[..., tuple[Any, Any]]] = {
     "grad": jax.jit(lambda *a: (None, of_the_sum(jax.grad, *a)), static_argnums=0),
     "value_and_grad": jax.jit(partial(of_the_sum, jax.value_and_grad), static_argnums=0),
 }
-OFTEN = [("float32", mode) for mode in ("vmap", "value_and_grad")]
+OFTEN = [("float32", "value_and_grad")]
 CALLS = [
     pytest.param(*call, marks=() if call in OFTEN else pytest.mark.deep)
     for call in product(DTYPES, MODES)
