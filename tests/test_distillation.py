@@ -662,7 +662,7 @@ def test_no_array_of_all_logits(reduction, order):
     chosen(product([(0, 1), (0, 1, 2, 3)], ["forward", "jsd"]), ((0, 1), "forward")),
 )
 def test_temporary_memory(wrt, divergence):
-    """At most a tenth of what stored logits need; measured 1/16."""
+    """At most a fifteenth of what stored logits need, as `linear_cross_entropy`."""
     n, d, v = 4096, 256, 16384
     shapes = [jax.ShapeDtypeStruct(x, jnp.float32) for x in ((n, d), (d, v)) * 2]
     options = dict(temperature=2.0, divergence=divergence)
@@ -681,8 +681,8 @@ def test_temporary_memory(wrt, divergence):
             linear_distillation_loss(h, w, u, v, reduction="none", **options)
         )
     )
-    assert linear <= dense / 10
-    assert rows <= dense / 10
+    assert linear <= dense / 15
+    assert rows <= dense / 15
 
 
 def nbytes(tree: Any) -> int:
