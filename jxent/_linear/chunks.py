@@ -241,8 +241,7 @@ def _losses(
 def _each_row_fwd(loss, statics, operands, rows, kept):
     operands, asked = _given(operands)
     rows, kept = jax.tree.map(lambda x: x.value, (rows, kept))
-    # The public rule again, so that its derivatives are right in turn.
-    losses = each_row(loss, statics, operands, rows, kept)
+    losses = _losses(loss, statics, operands, rows, kept)
     return losses, (operands, rows, kept, losses, tuple(map(flag, asked)))
 
 
