@@ -31,7 +31,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
 from jxent._dense import nll_of_each
-from jxent._rows import changing_as
+from jxent._rows import changing_as, rounded
 from jxent._sums import two_sum
 from jxent._typing import Logits, PerRow, Scalar
 
@@ -83,6 +83,7 @@ def _apart(s: Logits, t: Logits, p: Logits, T: Scalar) -> tuple[Logits, Bool[Arr
 
     It is 0 in the others and for classes impossible in both.
     """
+    s, t = (rounded(z, lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))) for z in (s, t))
     # The offset may be large, and `lost` then holds the digits that tell the two rows apart.
     u, lost = lax.stop_gradient(two_sum(s, -t))
     # Exactly 0 at the teacher's first choice: what p says beside it may be smaller than rounding.

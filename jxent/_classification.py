@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from jxent import _check, _rows, _sums
 from jxent._average import Average, averaged, nothing, on_each
 from jxent._calibration import Reliability, curve, of_bins
+from jxent._dense import settled
 from jxent._product import scale
 from jxent._sums import Sum, columns
 from jxent._typing import ArrayLike, AxisNames, Labels, Logits, PerRow, RowMask, Scalar
@@ -326,7 +327,7 @@ class Measured(NamedTuple):
 def measured(
     z: Logits, y: Labels, kept: RowMask | None, w: PerRow | None, dtype: jnp.dtype
 ) -> Measured:
-    z, y = z.reshape(-1, z.shape[-1]), y.ravel()
+    z, y = settled(z).reshape(-1, z.shape[-1]), y.ravel()
     w = jnp.ones(y.shape, dtype) if w is None else w.ravel().astype(dtype)
     w = w if kept is None else jnp.where(kept.ravel(), w, 0)
     loss = cross_entropy(z, y, where=w != 0, reduction="none")

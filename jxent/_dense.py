@@ -53,6 +53,15 @@ def loss_dtype(dtype: jnp.dtype) -> jnp.dtype:
     return dtype if jnp.finfo(dtype).bits > jnp.finfo(wide).bits else wide
 
 
+def settled(u: Logits) -> Logits:
+    """u, rounded to its dtype once for all who read it.
+
+    Inside jit XLA may keep in float32 what the program rounds to half precision, in one pass over
+    it and not in another: the maximum would then not be that of the numbers it is taken from.
+    """
+    return lax.optimization_barrier(u) if jnp.finfo(u.dtype).bits < 32 else u
+
+
 def effective(options: Options, mask: ClassMask | None, u: Logits) -> Logits:
     """z from the logits as given: excluded classes at −inf, z = κ tanh(u/κ), −inf stays −inf."""
     z = u if mask is None else jnp.where(mask, u, -jnp.inf)
@@ -257,10 +266,9 @@ def numbers(
     kept: RowMask | None,
 ) -> Numbers:
     """Each row's numbers, in every mode of differentiation."""
-    return _asked(options, rows(options, u, targets, c, mask, kept))
+    return _asked(options, rows(options, settled(u), targets, c, mask, kept))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def training_rows(
     options: Options,
     u: Logits,
@@ -270,6 +278,11 @@ def training_rows(
     kept: RowMask | None,
 ) -> Numbers:
     """Each row's numbers in reverse mode; kept between the passes: the arguments and `Row`."""
+    return _training_rows(options, settled(u), targets, c, mask, kept)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _training_rows(options, u, targets, c, mask, kept):
     return _fwd(options, u, targets, c, mask, kept)[0]
 
 
@@ -305,7 +318,7 @@ def _bwd(options, saved, cotangents: Numbers):
     return du, dt, dc, None, None
 
 
-training_rows.defvjp(_fwd, _bwd)
+_training_rows.defvjp(_fwd, _bwd)
 
 
 @jax.custom_jvp
@@ -341,5 +354,5 @@ def every_nll(
     kept: RowMask | None,
 ) -> tuple[Logits, Logits]:
     """c ⊙ t and the nll of every class, for losses that are not linear in nll."""
-    each = nll_of_each(u, mask, kept, poisoned(t, mask))
+    each = nll_of_each(settled(u), mask, kept, poisoned(t, mask))
     return _in_rows(kept, _weighted_targets(t, c, each)), each

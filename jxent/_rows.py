@@ -22,6 +22,8 @@ A loss on a row is arithmetic on a few numbers,
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -62,6 +64,21 @@ def _raised_exp(d: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
     return jnp.exp(d + _FAR * far) * (far * (_RAISE * math.exp(-_FAR)) + (1 - far) * _RAISE)
 
 
+def rounded(z: Float[Array, "..."], m: Float[Array, "..."]) -> Float[Array, "..."]:
+    """z, none of which is above m, before anything is taken from it.
+
+    Inside jit z may be a product that XLA computes as it goes, and a·b − m is then rounded once and
+    not twice: it is not 0 where a·b is m, and a confident row's loss is that difference.  What has
+    been compared has been rounded before; and no logit is above a number that is above m.
+    """
+    return jnp.minimum(z, 2 * jnp.abs(m) + 1)
+
+
+def from_top(z: Float[Array, "..."], m: Float[Array, "..."]) -> Float[Array, "..."]:
+    """d = z − m, exactly 0 where z is m."""
+    return rounded(z, m) - m
+
+
 class Statistics(NamedTuple):
     """What normalises a row: its maximum, and the rest of Σ exp(z − m)."""
 
@@ -84,10 +101,10 @@ def statistics(z: Logits, dtype: jnp.dtype) -> Statistics:
     m = lax.stop_gradient(jnp.max(z, axis=-1)).astype(dtype)
 
     def d() -> Float[Array, "*n V"]:
-        return z.astype(dtype) - m[..., None]
+        return from_top(z.astype(dtype), m[..., None])
 
-    def masked() -> PerRow:
-        rest = jnp.sum(jnp.where(d() < 0, _raised_exp(d()), 0), axis=-1) / _RAISE
+    def masked(exp: Callable[[Logits], Logits], unit: float) -> PerRow:
+        rest = jnp.sum(jnp.where(d() < 0, exp(d()), 0), axis=-1) / unit
         ties = jnp.sum((d() == 0).astype(dtype), axis=-1)
         return jnp.where(jnp.isfinite(m), rest + (ties - 1), jnp.nan)
 
@@ -109,7 +126,9 @@ def statistics(z: Logits, dtype: jnp.dtype) -> Statistics:
 
         return lax.cond(jnp.any(S < _FAINT), raised, lambda: S)
 
-    S = lax.stop_gradient(lax.platform_dependent(cpu=fused, default=masked))
+    # A GPU's exp reaches below 1e-38 by itself, and shares its exponentials with the sum below.
+    plain, raised = partial(masked, jnp.exp, 1.0), partial(masked, _raised_exp, _RAISE)
+    S = lax.stop_gradient(lax.platform_dependent(cpu=fused, cuda=plain, default=raised))
     return Statistics(m, changing_as(S, _row_sum(jnp.exp(d()))))
 
 
@@ -130,8 +149,8 @@ def log_normaliser(stats: Statistics) -> PerRow:
 
 def nll_of(z_y: PerRow, stats: Statistics) -> PerRow:
     """nll_y = (m − z_y) + log1p(S), never negative."""
-    gap = stats.m - z_y
-    # Less than 0 are softcapped logits which XLA rounded otherwise in another pass.
+    gap = -from_top(z_y, stats.m)
+    # Less than 0 is a logit which XLA rounded otherwise in another pass.
     return jnp.where(gap < 0, gap - lax.stop_gradient(gap), gap) + jnp.log1p(stats.S)
 
 
@@ -146,7 +165,7 @@ def weighted_gap(w: Float[Array, "*#n V"], z: Logits, m: PerRow) -> PerRow:
     zero_only = 1 - jnp.abs(lax.stop_gradient(w)) * largest
     ceiling = jnp.maximum(1 / jnp.maximum(zero_only, 0), largest * 2.0**-20)
     m = lax.optimization_barrier(m)  # a broadcast shared with `statistics` would be stored
-    return _row_sum(w * jnp.minimum(m[..., None] - z, ceiling))
+    return _row_sum(w * jnp.minimum(-from_top(z, m[..., None]), ceiling))
 
 
 def weighted_nll(w: Float[Array, "*#n V"], z: Logits, stats: Statistics) -> PerRow:
@@ -160,12 +179,15 @@ def probabilities(z: Logits, stats: Statistics, lse: PerRow) -> Float[Array, "*n
     Its derivatives are those of exp(z_v − lse): ṗ = p ⊙ (ż − Σ p ż), and so on.
     """
     m, S = lax.stop_gradient(stats)
-    return jnp.exp(z - m[..., None]) * (jnp.exp(lax.stop_gradient(lse) - lse) / (1 + S))[..., None]
+    return (
+        jnp.exp(from_top(z, m[..., None]))
+        * (jnp.exp(lax.stop_gradient(lse) - lse) / (1 + S))[..., None]
+    )
 
 
 def nll_of_each(z: Logits, m: PerRow, log1p_S: PerRow) -> Float[Array, "*n V"]:
     """nll_v, ∞ told as the largest number, so that 0·∞ is 0 after it."""
-    return jnp.minimum((m[..., None] - z) + log1p_S[..., None], jnp.finfo(z.dtype).max)
+    return jnp.minimum(-from_top(z, m[..., None]) + log1p_S[..., None], jnp.finfo(z.dtype).max)
 
 
 def entropy_derivative(

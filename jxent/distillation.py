@@ -30,7 +30,7 @@ from jxent._compat import vary_alike
 from jxent._linear import chunks
 from jxent._linear.chunks import Operands, Projection, Zs
 from jxent._linear.cut import budgeted
-from jxent._linear.head import Layout, Static, classes_axis, dtype_of
+from jxent._linear.head import Layout, Static, classes_axis, dtype_of, spared
 from jxent._product import faults, scale
 from jxent._reduce import denominator, divide, over_devices, reduce
 from jxent._typing import (
@@ -337,7 +337,8 @@ def _rows(
 ) -> PerRow:
     """The losses of rows of logits, a student's and a teacher's; `weighed`: some may weigh 0."""
     dtype = by.soft.dtype
-    s, t = (z if mask is None else jnp.where(mask, z, -jnp.inf) for z in zs)
+    s, t = map(_dense.settled, zs)
+    s, t = (z if mask is None else jnp.where(mask, z, -jnp.inf) for z in (s, t))
     if weighed:
         sound = _sound(s, t, y, mask) | by.counts
         kept = sound if kept is None else kept & sound
@@ -421,7 +422,10 @@ def _linear_distillation_loss(
         by = jax.tree.map(partial(divide, by=denominator(weights, normalizer, axis_name)), by)
     by, y, kept = jax.tree.map(jnp.ravel, (by, y, kept))
     n, classes = math.prod(rows), student.w.shape[classes_axis(layouts[0])]
-    projections = tuple(Projection(p.h.reshape(n, p.h.shape[-1]), p.w, p.b) for p in both)
+    projections = tuple(
+        Projection(p.h.reshape(n, p.h.shape[-1]), *spared(layout, p.w, p.b))
+        for p, layout in zip(both, layouts, strict=True)
+    )
     weighed = w is not None or normalizer is not None
     if weighed:
         # A row of weight 0 with ∞ in it is dropped: a slope of 0 times ∞ would be NaN in a head.

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 
 from jxent import _check, _rows
 from jxent._compat import vary_alike
-from jxent._dense import loss_dtype
+from jxent._dense import loss_dtype, settled
 from jxent._typing import ArrayLike, Logits, PerRow
 from jxent.divergence import kl_divergence as _kl_from_log
 
@@ -486,7 +486,7 @@ def _half_log_jvp(primals, tangents):
 
 @partial(jax.jit, inline=True)
 def _softmax_entropy(z: Logits) -> PerRow:
-    return jax.checkpoint(_entropy_of_softmax, prevent_cse=False)(z)
+    return jax.checkpoint(_entropy_of_softmax, prevent_cse=False)(settled(z))
 
 
 @jax.custom_jvp
@@ -510,7 +510,7 @@ def _entropy_of_softmax_jvp(primals, tangents):
 def _mean_gap(z: Logits) -> PerRow:
     """G = Σ_v p_v (m − z_v) = E/(1 + S)."""
     m, S = _rows.statistics(z, z.dtype)
-    return _rows.weighted_gap(jnp.exp(z - m[..., None]), z, m) / (1 + S)
+    return _rows.weighted_gap(jnp.exp(_rows.from_top(z, m[..., None])), z, m) / (1 + S)
 
 
 @_mean_gap.defjvp

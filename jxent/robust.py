@@ -322,7 +322,7 @@ def _both_ways_softly(
     ) -> PerRow:
         c = None if c is None else c.astype(dtype)
         average = class_weight(t, c, kept, mask)
-        given = vary_alike(z.astype(dtype), t, c, mask, kept)
+        given = vary_alike(_dense.settled(z).astype(dtype), t, c, mask, kept)
         forward = _dense.numbers(_dense.Options(), *given).nll
         t, nll = _dense.every_nll(given[0], given[1], None, *given[3:])
         known = t > math.exp(log_zero)

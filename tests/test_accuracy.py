@@ -5,6 +5,7 @@ the README by `tests/promises.py`.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -218,6 +219,43 @@ def test_confident_rows(gap):
     assert naive[0] == 0
     for fn in LOSSES.values():
         assert all(found.share <= 1 for found in worst_errors(fn, z, np.asarray(y)).values())
+
+
+SCALE = 0.7
+MADE = {
+    "scaled": lambda a: a * jnp.asarray(SCALE, a.dtype),
+    "squared": lambda a: a * a * jnp.asarray(SCALE, a.dtype),
+    "soft cap": lambda a: 50 * jnp.tanh(a / 50),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("made", MADE)
+@pytest.mark.parametrize("name", ["cross_entropy", "rows"])
+def test_logits_made_in_the_same_program(name, made, dtype):
+    """XLA may leave out the rounding of what makes the logits: all passes see the same ones."""
+    rng = np.random.default_rng(0)
+    a = rng.uniform(0, 1, (2000, 50))
+    y = rng.integers(0, 50, 2000)
+    a[np.arange(2000), y] += rng.uniform(4, 9 if made == "squared" else 40, 2000)
+    a = jnp.asarray(a, jnp.float32).astype(dtype)
+    as_users = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
+    truth = Truth(as_users(MADE[made])(a), y)
+    _, pull_back = jax.vjp(MADE[made], a)
+
+    @as_users
+    def both(a: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        value, back = jax.vjp(lambda a: LOSSES[name](MADE[made](a), labels), a)
+        return value, back(jnp.ones_like(value))[0]
+
+    value, gradient = both(a, jnp.asarray(y, jnp.int32))
+    loss, wanted = f64(value), f64(pull_back(jnp.asarray(truth.gradient, dtype))[0])
+    assert np.all(loss[truth.promised] > 0), "a false zero, or negative"
+    share = np.abs(loss - truth.loss) / ulp(truth.loss) / (LOSS_ULP + truth.gap)
+    assert np.max(share[truth.promised]) <= 1
+    seen = np.abs(wanted) > max(SMALLEST, float(jnp.finfo(dtype).tiny))
+    off = np.abs(f64(gradient) - wanted)[seen] / np.abs(wanted)[seen]
+    assert np.max(off) <= (OTHERS if dtype == "float32" else 4 * float(jnp.finfo(dtype).eps))
 
 
 @pytest.mark.parametrize("gap", [86, 87.5, 88])
