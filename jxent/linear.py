@@ -15,7 +15,7 @@ from jxent._compat import vary_alike
 from jxent._dense import Options
 from jxent._linear import reference, tokens, vocab
 from jxent._linear.cut import budgeted
-from jxent._linear.head import Bias, Head, Layout, Static, classes_axis, dtype_of
+from jxent._linear.head import Bias, Head, Layout, Static, classes_axis, dtype_of, spared
 from jxent._reduce import denominator, divide, over_devices, reduce
 from jxent._typing import (
     ArrayLike,
@@ -217,6 +217,11 @@ def _linear_cross_entropy(
         counts = jnp.any(jnp.stack([x != 0 for x in by if x is not None]), axis=0)
         counts = counts | jnp.all(jnp.isfinite(hidden), axis=-1)
         kept = counts if kept is None else kept & counts
+    if way != "reference":
+        w, b = spared(head_layout, w, b)
+    spare = w.shape[classes_axis(head_layout)] - classes
+    if spare and said.options.spread:
+        c = jnp.pad(jnp.ones(classes, dtype) if c is None else c, (0, spare))
     operands = vary_alike(hidden, w, b, y, c, kept, *by)
     losses = _WAYS[way](static, *operands[:6], type(by)(*operands[6:]))
     if summed:
@@ -416,6 +421,7 @@ def _linear_rows(
     hidden = h.reshape(math.prod(rows), h.shape[-1])
     size = chunk_size or budgeted("classes", hidden.shape[0])
     static = Static(head_layout, precision, size, Options(softcap=logit_softcap, lse=True))
+    w, b = spared(head_layout, w, b)
     h_, w_, b_, y_, kept_ = vary_alike(hidden, w, b, narrowed, kept)
     row = vocab.numbers(static, y is not None, h_, w_, b_, y_, None, kept_)
     return jax.tree.map(lambda x: x.reshape(rows), row)

@@ -29,6 +29,27 @@ _ONE_OF_EACH = "test_training_losses and labels"
 MUTANTS = [
     # One row's mathematics.
     Mutant(
+        "_linear/head.py",
+        "return jnp.pad(w, wider), jnp.pad(b, (0, spare), constant_values=-jnp.inf)",
+        "return jnp.pad(w, wider), jnp.pad(b, (0, spare))",
+        _LINEAR,
+        "spare_classes",
+    ),
+    Mutant(
+        "linear.py",
+        "c = jnp.pad(jnp.ones(classes, dtype) if c is None else c, (0, spare))",
+        "c = jnp.ones(classes + spare, dtype)",
+        _LINEAR,
+        "spare_classes and smoothing",
+    ),
+    Mutant(
+        "_linear/cut.py",
+        "rounded if length % count and rounded <= size else least",
+        "rounded",
+        _LINEAR,
+        "test_pieces",
+    ),
+    Mutant(
         "_rows.py",
         "S = lax.cond(jnp.any(total < _CONFIDENT), exact, lambda: total - 1)",
         "S = total - 1",
@@ -36,6 +57,20 @@ MUTANTS = [
         "ulp_bounds and confident",
     ),
     Mutant("_rows.py", "jnp.where(S < _FAINT, rest, S)", "S", _ULP, "faint"),
+    Mutant(
+        "_rows.py",
+        "return jnp.minimum(z, 2 * jnp.abs(m) + 1)",
+        "return z",
+        _ULP,
+        "same_program and float32",
+    ),
+    Mutant(
+        "_dense.py",
+        "return lax.optimization_barrier(u) if jnp.finfo(u.dtype).bits < 32 else u",
+        "return u",
+        _ULP,
+        "same_program and bfloat16",
+    ),
     Mutant(
         "_rows.py",
         "gap) + jnp.log1p(stats.S)",
@@ -66,8 +101,8 @@ MUTANTS = [
     ),
     Mutant(
         "_rows.py",
-        "jnp.minimum(m[..., None] - z, ceiling)",
-        "(m[..., None] - z)",
+        "jnp.minimum(-from_top(z, m[..., None]), ceiling)",
+        "(-from_top(z, m[..., None]))",
         _HOSTILE,
         "rows_at_fault and float32-jit and cross_entropy",
     ),
@@ -612,6 +647,13 @@ MUTANTS = [
         "T * (T * far), T",
         _DISTILLATION,
         "near_the_teacher and forward",
+    ),
+    Mutant(
+        "_between.py",
+        "(rounded(z, lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))) for z in (s, t))",
+        "(s, t)",
+        _DISTILLATION,
+        "same_program",
     ),
     Mutant(
         "_between.py",

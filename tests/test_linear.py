@@ -8,6 +8,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +25,7 @@ from often import first
 import jxent
 from jxent._linear import cut as cut_module
 from jxent._linear.cut import cut
+from jxent._linear.head import spare_classes
 
 linear = jxent.linear_cross_entropy
 SUMMED, EACH = ("tokens", "vocab", "reference"), ("vocab", "reference")
@@ -164,6 +166,51 @@ def test_every_size(way, size):
 @pytest.mark.parametrize("way", SELDOM)
 def test_dtypes(way, dtype, head):
     check(arguments_of(OPTIONS["everything"], dtype, head), way, 5)
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """As is chosen where JAX runs on a GPU."""
+    jax.clear_caches()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("layout", ["dv", "vd"])
+@pytest.mark.parametrize("options", ["plain", "smoothing", "everything"])
+@pytest.mark.parametrize("way", ["tokens", "vocab"])
+def test_spare_classes(on_a_gpu, way, options, layout):
+    """Where 23 classes become 128, so that rows of logits are aligned, nobody can tell."""
+    assert spare_classes(V) == 105
+    check(arguments_of(OPTIONS[options], layout=layout), way, 64)
+    text = jax.jit(partial(linear, implementation=way)).lower(HIDDEN, HEAD, LABELS).as_text()
+    assert "x128xf32>" in text and "x23xf32>" not in text.replace("6x23xf32>", "")
+
+
+def test_spare_classes_of_rows(on_a_gpu):
+    """Entropies, best classes and a teacher's and a student's logits as they are without."""
+    a = jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32)
+    log_p = log_softmax({})
+    out = jxent.linear_log_probs(*a, LABELS)
+    assert_close(out.log_probs, log_p[np.arange(N), LABELS], rtol=RTOL)
+    assert_close(out.entropy, -(np.exp(log_p) * log_p).sum(-1), rtol=RTOL)
+    np.testing.assert_array_equal(jxent.linear_predictions(*a).labels, log_p.argmax(-1))
+    student, teacher = (a[0] / 2, a[1]), a
+    distill = jxent.distillation.linear_distillation_loss
+    given = dict(temperature=2.0, hard_labels=LABELS)
+    ours = jax.value_and_grad(lambda s: distill(*s, *teacher, **given))(student)
+    stored = jxent.distillation.distillation_loss
+    product = lambda h, w: jnp.dot(h, w, precision="highest")
+    theirs = jax.value_and_grad(lambda s: stored(product(*s), product(*teacher), **given))(student)
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_which_classes_are_spared(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert spare_classes(50257) == 0
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert [spare_classes(v) for v in (50257, 50304, 50264, 128256)] == [47, 0, 0, 0]
 
 
 @pytest.mark.parametrize("head", ["float64", "float32"])
@@ -721,7 +768,7 @@ def test_temporary_memory_does_not_grow_with_rows():
 
 def test_pieces():
     """Each entry is owned once, in order, and the last piece ends where the axis does."""
-    for length, size in product(range(1, 30), range(1, 32)):
+    for length, size in [*product(range(1, 30), range(1, 32)), (1000, 300), (50304, 8192)]:
         pieces = cut(length, size)
         assert pieces.size <= size and pieces.number == -(-length // size)
         starts = [int(pieces.start(jnp.int32(i))) for i in range(pieces.number)]
@@ -729,6 +776,7 @@ def test_pieces():
         assert starts[0] == 0 and starts[-1] + pieces.size == length
         assert [a + n for a, n in zip(starts, owned, strict=True)][:-1] == starts[1:]
     assert cut(0, 5) == (0, 1, 0)
+    assert cut(50304, 8192) == (50304, 7, 7296) and cut(1000, 500) == (1000, 2, 500)
 
 
 def test_budgets(monkeypatch):
@@ -736,7 +784,7 @@ def test_budgets(monkeypatch):
     assert cut_module.budgeted("rows", 32768) == 512 == cut_module.budgeted("rows", 10**6)
     assert cut_module.budgeted("rows", 1000) > 10000
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert cut_module.budgeted("rows", 256000) == 4096
+    assert cut_module.budgeted("rows", 256000) == 2048
 
 
 # Log-probabilities, entropies, predictions

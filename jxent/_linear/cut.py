@@ -23,9 +23,10 @@ Index = Integer[Array, ""]
 _BUDGET = {
     ("rows", "cpu"): (2**26, 512),
     ("classes", "cpu"): (2**24, 512),
-    ("rows", "accelerator"): (2**30, 4096),
+    ("rows", "accelerator"): (2**30, 2048),
     ("classes", "accelerator"): (2**28, 4096),
 }
+_ROUND = 128  # what products on accelerators are tiled by
 
 
 def budgeted(axis: Literal["rows", "classes"], other: int) -> int:
@@ -91,6 +92,8 @@ class Cut(NamedTuple):
 
 
 def cut(length: int, size: int) -> Cut:
-    """As few pieces as can be of at most `size`, all of one size."""
+    """As few pieces as can be of at most `size`, all of one size; a round one if it divides not."""
     count = max(1, -(-length // size))
-    return Cut(length, count, -(-length // count))
+    least = -(-length // count)
+    rounded = -(-least // _ROUND) * _ROUND
+    return Cut(length, count, rounded if length % count and rounded <= size else least)

@@ -16,6 +16,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
+from jxent._compat import sharded_explicitly
 from jxent._dense import Options, loss_dtype
 from jxent._typing import Logits, RowMask
 
@@ -42,6 +43,26 @@ class Static(NamedTuple):
     def classes_axis(self) -> int:
         """The head's axis of classes."""
         return classes_axis(self.layout)
+
+
+def spare_classes(classes: int) -> int:
+    """How many to add, so that on a GPU each row of logits begins at a multiple of 16 bytes.
+
+    Where one does not (GPT-2 has 50257 classes) the products take three times as long.
+    """
+    aligned = jax.default_backend() != "gpu" or classes % 8 == 0
+    return 0 if aligned else -classes % 128
+
+
+def spared(layout: Layout, w: Head, b: Bias | None) -> tuple[Head, Float[Array, "_"] | None]:
+    """Head and bias with those classes, all of them impossible."""
+    axis = classes_axis(layout)
+    spare = spare_classes(w.shape[axis])
+    if spare == 0 or sharded_explicitly(w, axis):
+        return w, b
+    b = jnp.zeros(w.shape[axis], dtype_of(w)) if b is None else b
+    wider = [(0, spare) if i == axis else (0, 0) for i in range(2)]
+    return jnp.pad(w, wider), jnp.pad(b, (0, spare), constant_values=-jnp.inf)
 
 
 def dtype_of(*operands: Array | None) -> jnp.dtype:

@@ -27,7 +27,8 @@ class _CrossEntropy(NamedTuple):
         y: Labels,
         kept: RowMask | None,
     ) -> PerRow:
-        return weigh(by, *_dense.training_rows(self.options, *zs, y, c, None, kept))
+        (z,) = zs
+        return weigh(by, *_dense.training_rows(self.options, z, y, c, None, kept))
 
 
 def losses(
