@@ -5,7 +5,6 @@ the README by `tests/promises.py`.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import value_and_gradients
+from cases import as_users, value_and_gradients
 from compare import f64, ulp
 from hostile import linear
 
@@ -126,7 +125,7 @@ class Truth:
 def worst_errors(fn: Callable[..., jax.Array], z: jax.Array, y: np.ndarray) -> dict[str, Worst]:
     """Each largest error; asserts that nothing is falsely zero or negative."""
     truth = Truth(z, y)
-    value, gradients = value_and_gradients(fn, dict(logits=z, labels=jnp.asarray(y)))
+    value, gradients = value_and_gradients(fn, dict(logits=z, labels=jnp.asarray(y)), jit=as_users)
     loss, gradient = f64(value), f64(gradients["logits"])
     promised, wanted, at = truth.promised, truth.gradient, truth.at
     assert value.dtype == np.float32
@@ -239,7 +238,6 @@ def test_logits_made_in_the_same_program(name, made, dtype):
     y = rng.integers(0, 50, 2000)
     a[np.arange(2000), y] += rng.uniform(4, 9 if made == "squared" else 40, 2000)
     a = jnp.asarray(a, jnp.float32).astype(dtype)
-    as_users = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
     truth = Truth(as_users(MADE[made])(a), y)
     _, pull_back = jax.vjp(MADE[made], a)
 

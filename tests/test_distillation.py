@@ -10,7 +10,7 @@ import numpy as np
 import oracle
 import pytest
 import scipy.special
-from cases import value_and_gradients
+from cases import as_users, value_and_gradients
 from compare import assert_close, f64
 from derivatives import assert_derivatives
 from hypothesis import given
@@ -224,7 +224,7 @@ def test_near_the_teacher_with_logits_made_in_the_same_program():
     scaled = lambda z: z * np.float32(0.7)
     wanted = parted("forward", *(f64(scaled(z)) for z in (a, b)), 1.0, 0.3)[0]
 
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
+    @as_users
     def run(a, b):
         return distillation_loss(scaled(a), scaled(b), reduction="none")
 
