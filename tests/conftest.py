@@ -22,7 +22,7 @@ from hypothesis import settings
 settings.register_profile(
     "ordinary", derandomize=True, deadline=None, database=None, max_examples=15
 )
-settings.register_profile("deep", settings.get_profile("ordinary"), max_examples=200)
+settings.register_profile("deep", settings.get_profile("ordinary"), max_examples=100)
 settings.load_profile("ordinary")
 
 
