@@ -31,7 +31,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
 from jxent._dense import nll_of_each
-from jxent._rows import changing_as, rounded
+from jxent._rows import as_rounded, changing_as
 from jxent._sums import two_sum
 from jxent._typing import Logits, PerRow, Scalar
 
@@ -70,10 +70,14 @@ def _pair(s: Logits, t: Logits, T: Scalar) -> _Pair:
     return _Pair(p, q, jnp.where(near, x, far))
 
 
+def _top(z: Logits) -> Float[Array, "*n 1"]:
+    return lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
+
+
 def _cooled(z: Logits, T: Scalar) -> Logits:
     """(z − max z)/T; what is infinite tells T nothing, 0·∞ would be NaN."""
-    m = lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
-    d = z / 2 - m / 2  # z − m may be too large for a float
+    m = _top(z)
+    d = as_rounded(z, m) / 2 - m / 2  # z − m may be too large for a float
     finite = jnp.isfinite(d)
     return jnp.where(finite, jnp.where(finite, d, 0) / (T / 2), d)
 
@@ -83,7 +87,7 @@ def _apart(s: Logits, t: Logits, p: Logits, T: Scalar) -> tuple[Logits, Bool[Arr
 
     It is 0 in the others and for classes impossible in both.
     """
-    s, t = (rounded(z, lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))) for z in (s, t))
+    s, t = (as_rounded(z, _top(z)) for z in (s, t))
     # The offset may be large, and `lost` then holds the digits that tell the two rows apart.
     u, lost = lax.stop_gradient(two_sum(s, -t))
     # Exactly 0 at the teacher's first choice: what p says beside it may be smaller than rounding.
@@ -205,7 +209,7 @@ def _divergence_jvp(kind: Divergence, primals: Any, tangents: Any) -> tuple[Arra
 
 def _finite_below_max(z: Logits) -> Logits:
     """z − max z, 0 where that is infinite."""
-    d = z - lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
+    d = as_rounded(z, _top(z)) - _top(z)
     return jnp.where(jnp.isinf(d), 0, d)
 
 

@@ -64,8 +64,8 @@ def _raised_exp(d: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
     return jnp.exp(d + _FAR * far) * (far * (_RAISE * math.exp(-_FAR)) + (1 - far) * _RAISE)
 
 
-def rounded(z: Float[Array, "..."], m: Float[Array, "..."]) -> Float[Array, "..."]:
-    """z, none of which is above m, before anything is taken from it.
+def as_rounded(z: Float[Array, "..."], m: Float[Array, "..."]) -> Float[Array, "..."]:
+    """z, none of which is above m, to take something from.
 
     Inside jit z may be a product that XLA computes as it goes, and a·b − m is then rounded once and
     not twice: it is not 0 where a·b is m, and a confident row's loss is that difference.  What has
@@ -75,8 +75,9 @@ def rounded(z: Float[Array, "..."], m: Float[Array, "..."]) -> Float[Array, "...
 
 
 def from_top(z: Float[Array, "..."], m: Float[Array, "..."]) -> Float[Array, "..."]:
-    """d = z − m, exactly 0 where z is m."""
-    return rounded(z, m) - m
+    """d = z − m, exactly 0 where z is m; −∞ where both are, which is nobody's maximum."""
+    m = jnp.where(m == -jnp.inf, 0, m)
+    return as_rounded(z, m) - m
 
 
 class Statistics(NamedTuple):
@@ -106,7 +107,7 @@ def statistics(z: Logits, dtype: jnp.dtype) -> Statistics:
     def masked(exp: Callable[[Logits], Logits], unit: float) -> PerRow:
         rest = jnp.sum(jnp.where(d() < 0, exp(d()), 0), axis=-1) / unit
         ties = jnp.sum((d() == 0).astype(dtype), axis=-1)
-        return jnp.where(jnp.isfinite(m), rest + (ties - 1), jnp.nan)
+        return rest + (ties - 1)
 
     def fused() -> PerRow:
         # XLA:CPU fuses a plain row sum; a mask inside it costs five times as much.  So the rest
@@ -129,6 +130,7 @@ def statistics(z: Logits, dtype: jnp.dtype) -> Statistics:
     # A GPU's exp reaches below 1e-38 by itself, and shares its exponentials with the sum below.
     plain, raised = partial(masked, jnp.exp, 1.0), partial(masked, _raised_exp, _RAISE)
     S = lax.stop_gradient(lax.platform_dependent(cpu=fused, cuda=plain, default=raised))
+    S = jnp.where(jnp.isfinite(m), S, jnp.nan)
     return Statistics(m, changing_as(S, _row_sum(jnp.exp(d()))))
 
 

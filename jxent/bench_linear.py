@@ -236,7 +236,6 @@ def available_bytes() -> int | None:
 def measure(case: Case, rounds: int, advance: Callable[[], None]) -> list[Result]:
     """Every contender in one case; `advance` is called as often as `steps` says."""
     results, runners = {}, {}
-    free = available_bytes()
     names = list(contenders())
     truth = None
     for name, build in contenders().items():
@@ -252,6 +251,7 @@ def measure(case: Case, rounds: int, advance: Callable[[], None]) -> list[Result
             temporary_bytes=runner.temporary_bytes,
             compile_seconds=runner.compile_seconds,
         )
+        free = available_bytes()
         if free is not None and runner.needed_bytes > 0.9 * free:
             gigabytes = f"{runner.needed_bytes / 1e9:.1f} GB of {free / 1e9:.1f}"
             results[name] = facts._replace(note=f"does not fit: needs {gigabytes}")

@@ -195,7 +195,8 @@ def linear_distillation_loss(
 
     Args:
       student_hidden: `[*n, D]`, floating point.
-      student_head: `[D, V]`, or `[V, D]` with head_layout="vd"; any floating dtype, not copied.
+      student_head: `[D, V]`, or `[V, D]` with head_layout="vd"; any floating dtype; copied as
+        in `linear_cross_entropy`.
       teacher_hidden: `[*n, E]`: the teacher may be wider.
       teacher_head: `[E, V]` or `[V, E]`, over the same vocabulary.
       student_bias, teacher_bias: `[V]`; −inf excludes a class.
@@ -421,7 +422,7 @@ def _linear_distillation_loss(
     if reduction == "mean":
         by = jax.tree.map(partial(divide, by=denominator(weights, normalizer, axis_name)), by)
     by, y, kept = jax.tree.map(jnp.ravel, (by, y, kept))
-    n, classes = math.prod(rows), student.w.shape[classes_axis(layouts[0])]
+    n = math.prod(rows)
     projections = tuple(
         Projection(p.h.reshape(n, p.h.shape[-1]), *spared(layout, p.w, p.b))
         for p, layout in zip(both, layouts, strict=True)
@@ -432,6 +433,7 @@ def _linear_distillation_loss(
         finite = [jnp.all(jnp.isfinite(p.h), axis=-1) for p in projections]
         counts = by.counts | (finite[0] & finite[1])
         kept = counts if kept is None else kept & counts
+    classes = projections[0].w.shape[classes_axis(layouts[0])]
     size = chunk_size or max(1, budgeted("rows", classes) // _CHUNK_SHARE)
     statics = tuple(Static(layout, precision, size, _HARD) for layout in layouts)
     leaves, structure = jax.tree.flatten((Operands(projections, T, by), y, kept))

@@ -76,7 +76,8 @@ def linear_cross_entropy(
 
     Args:
       hidden: `[*n, D]`, floating point.
-      head: `[D, V]`, or `[V, D]` with head_layout="vd"; any floating dtype, not copied.
+      head: `[D, V]`, or `[V, D]` with head_layout="vd"; any floating dtype. It is not copied, but
+        on a GPU where V is no multiple of 8: the copy has up to 127 impossible classes more.
       labels: integers `[*n]` in [0, V).
       bias: `[V]`; −inf excludes a class.
       head_layout: "dv", or "vd" for a tied embedding.
@@ -106,7 +107,8 @@ def linear_cross_entropy(
         label is NaN in the loss and in ∂/∂hidden of its row, and so in what sums over rows.
 
     Saved for the backward pass: by "tokens" the gradients themselves, in float32, and nothing of
-    size N·V; by "vocab" the arguments and six numbers per row; by "reference" the logits.
+    size N·V; by "vocab" the arguments (a copied head too) and six numbers per row; by "reference"
+      the logits.
 
     Example:
       >>> import jax, jax.numpy as jnp, jxent
@@ -209,7 +211,12 @@ def _linear_cross_entropy(
     if summed and reduction == "mean":
         # Before the sum and not after it, so that a slope of 1 leaves the gradients as they are.
         by = jax.tree.map(partial(divide, by=denominator(said.weights, normalizer, axis_name)), by)
-    default = budgeted("classes", y.size) if way == "vocab" else budgeted("rows", classes)
+    if way != "reference":
+        w, b = spared(head_layout, w, b)
+    made = w.shape[classes_axis(head_layout)]
+    if made > classes and said.options.spread:
+        c = jnp.pad(jnp.ones(classes, dtype) if c is None else c, (0, made - classes))
+    default = budgeted("classes", y.size) if way == "vocab" else budgeted("rows", made)
     static = Static(head_layout, precision, chunk_size or default, said.options)
     hidden = h.reshape(math.prod(rows), h.shape[-1])
     if any(isinstance(x, jax.Array) for x in said.by) or normalizer is not None:
@@ -217,11 +224,6 @@ def _linear_cross_entropy(
         counts = jnp.any(jnp.stack([x != 0 for x in by if x is not None]), axis=0)
         counts = counts | jnp.all(jnp.isfinite(hidden), axis=-1)
         kept = counts if kept is None else kept & counts
-    if way != "reference":
-        w, b = spared(head_layout, w, b)
-    spare = w.shape[classes_axis(head_layout)] - classes
-    if spare and said.options.spread:
-        c = jnp.pad(jnp.ones(classes, dtype) if c is None else c, (0, spare))
     operands = vary_alike(hidden, w, b, y, c, kept, *by)
     losses = _WAYS[way](static, *operands[:6], type(by)(*operands[6:]))
     if summed:

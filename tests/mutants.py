@@ -29,27 +29,6 @@ _ONE_OF_EACH = "test_training_losses and labels"
 MUTANTS = [
     # One row's mathematics.
     Mutant(
-        "_linear/head.py",
-        "return jnp.pad(w, wider), jnp.pad(b, (0, spare), constant_values=-jnp.inf)",
-        "return jnp.pad(w, wider), jnp.pad(b, (0, spare))",
-        _LINEAR,
-        "spare_classes",
-    ),
-    Mutant(
-        "linear.py",
-        "c = jnp.pad(jnp.ones(classes, dtype) if c is None else c, (0, spare))",
-        "c = jnp.ones(classes + spare, dtype)",
-        _LINEAR,
-        "spare_classes and smoothing",
-    ),
-    Mutant(
-        "_linear/cut.py",
-        "rounded if length % count and rounded <= size else least",
-        "rounded",
-        _LINEAR,
-        "test_pieces",
-    ),
-    Mutant(
         "_rows.py",
         "S = lax.cond(jnp.any(total < _CONFIDENT), exact, lambda: total - 1)",
         "S = total - 1",
@@ -337,6 +316,27 @@ MUTANTS = [
         "class_masks_at_fault",
     ),
     # Logits never stored.
+    Mutant(
+        "_linear/head.py",
+        "return jnp.pad(w, wider), jnp.pad(b, (0, spare), constant_values=-jnp.inf)",
+        "return jnp.pad(w, wider), jnp.pad(b, (0, spare))",
+        _LINEAR,
+        "spare_classes",
+    ),
+    Mutant(
+        "linear.py",
+        "c = jnp.pad(jnp.ones(classes, dtype) if c is None else c, (0, made - classes))",
+        "c = jnp.ones(made, dtype)",
+        _LINEAR,
+        "spare_classes and smoothing",
+    ),
+    Mutant(
+        "_linear/cut.py",
+        "length % count and round_ <= size and",
+        "round_ <= size and",
+        _LINEAR,
+        "test_pieces",
+    ),
     Mutant(
         "_linear/cut.py",
         "jnp.where(i == 0, self.first, self.size)",
@@ -650,7 +650,7 @@ MUTANTS = [
     ),
     Mutant(
         "_between.py",
-        "(rounded(z, lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))) for z in (s, t))",
+        "(as_rounded(z, _top(z)) for z in (s, t))",
         "(s, t)",
         _DISTILLATION,
         "same_program",
@@ -669,7 +669,34 @@ MUTANTS = [
         _DISTILLATION,
         "near_the_teacher and jsd",
     ),
-    Mutant("_between.py", "d = z / 2 - m / 2", "d = z / 2", _DISTILLATION, "near_the_teacher"),
+    Mutant(
+        "_between.py",
+        "d = as_rounded(z, m) / 2 - m / 2",
+        "d = z / 2",
+        _DISTILLATION,
+        "near_the_teacher",
+    ),
+    Mutant(
+        "_between.py",
+        "d = as_rounded(z, m) / 2 - m / 2",
+        "d = z / 2 - m / 2",
+        _DISTILLATION,
+        "same_program",
+    ),
+    Mutant(
+        "_rows.py",
+        "m = jnp.where(m == -jnp.inf, 0, m)",
+        "",
+        _LINEAR,
+        "spare_classes_to_second_order",
+    ),
+    Mutant(
+        "_linear/vocab.py",
+        "jnp.minimum(-_rows.from_top(z, top[:, None]), _FAR)",
+        "-_rows.from_top(z, top[:, None])",
+        _LINEAR,
+        "spare_classes_to_second_order",
+    ),
     Mutant("distillation.py", "+ faults(soft, nll)", "", _DISTILLATION, "term_that_weighs_nothing"),
     Mutant("robust.py", "+ faults(nll)", "", "test_robust.py", "weigh_nothing"),
     Mutant("_between.py", "_APART = 16", "_APART = 1", _DISTILLATION, "says_nothing"),

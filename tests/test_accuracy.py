@@ -256,6 +256,37 @@ def test_logits_made_in_the_same_program(name, made, dtype):
     assert np.max(off) <= (OTHERS if dtype == "float32" else 4 * float(jnp.finfo(dtype).eps))
 
 
+def _one_hot(z: jax.Array, y: jax.Array) -> jax.Array:
+    return jax.nn.one_hot(y, z.shape[-1], dtype=z.dtype)
+
+
+OTHER_LOSSES = {
+    "distributions": lambda z, y: jxent.softmax_cross_entropy(z, _one_hot(z, y)),
+    "focal": jxent.softmax_focal_loss,
+    "focal, distributions": lambda z, y: jxent.softmax_focal_loss(z, _one_hot(z, y)),
+    "generalized": lambda z, y: jxent.robust.generalized_cross_entropy(z, y, q=0.5),
+    "symmetric": lambda z, y: jxent.robust.symmetric_cross_entropy(z, y, alpha=1.0, beta=0.0),
+    "distillation": lambda z, y: jxent.distillation.distillation_loss(
+        z, jnp.flip(z), hard_labels=y, alpha=0.0, reduction="none"
+    ),
+    "entropy": lambda z, y: jxent.information.softmax_entropy(z),
+    "metrics": jxent.metrics.log_loss,
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", OTHER_LOSSES)
+def test_other_losses_of_logits_made_in_the_same_program(name, dtype):
+    """They are those of the logits as they are rounded."""
+    z, y = _confident(np.random.default_rng(0), 500, 20)
+    z[np.arange(500), y] += 20
+    a, y = jnp.asarray(z, jnp.float32).astype(dtype), jnp.asarray(y, jnp.int32)
+    fn, made = OTHER_LOSSES[name], as_users(MADE["scaled"])(a)
+    apart, together = as_users(fn)(made, y), as_users(lambda a, y: fn(MADE["scaled"](a), y))(a, y)
+    assert np.max(apart) > 0 and np.min(apart) < 1e-8
+    np.testing.assert_allclose(together, apart, rtol=1e-5)
+
+
 @pytest.mark.parametrize("gap", [86, 87.5, 88])
 @pytest.mark.parametrize("name", ["cross_entropy", "rows"])
 def test_many_faint_classes(name, gap):

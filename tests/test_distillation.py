@@ -219,16 +219,17 @@ def test_near_the_teacher(divergence):
 def test_near_the_teacher_with_logits_made_in_the_same_program():
     """XLA leaves out the rounding of what makes logits: the difference is that of rounded ones."""
     r = np.random.default_rng(2)
-    a = np.float32(3 * r.standard_normal((64, 50)))
-    b = np.float32(a + 1e-4 * r.standard_normal(a.shape))
     scaled = lambda z: z * np.float32(0.7)
-    wanted = parted("forward", *(f64(scaled(z)) for z in (a, b)), 1.0, 0.3)[0]
 
     @as_users
     def run(a, b):
         return distillation_loss(scaled(a), scaled(b), reduction="none")
 
-    np.testing.assert_allclose(run(a, b), wanted, rtol=5e-6)
+    for nudge, offset in ((1e-4, 0), (3, 0), (3, 1e4)):
+        a = np.float32(offset + 3 * r.standard_normal((64, 50)))
+        b = np.float32(a + nudge * r.standard_normal(a.shape))
+        wanted = parted("forward", *(f64(scaled(z)) for z in (a, b)), 1.0, 0.3)[0]
+        np.testing.assert_allclose(run(a, b), wanted, rtol=5e-6)
 
 
 def test_a_class_far_apart_that_says_nothing():

@@ -29,10 +29,13 @@ _BUDGET = {
 _ROUND = 128  # what products on accelerators are tiled by
 
 
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
 def budgeted(axis: Literal["rows", "classes"], other: int) -> int:
     """The size of a piece of one axis of the logits, given the length of the other."""
-    device = "cpu" if jax.default_backend() == "cpu" else "accelerator"
-    budget, least = _BUDGET[axis, device]
+    budget, least = _BUDGET[axis, "cpu" if _on_cpu() else "accelerator"]
     return max(least, budget // (4 * max(other, 1)))
 
 
@@ -92,8 +95,12 @@ class Cut(NamedTuple):
 
 
 def cut(length: int, size: int) -> Cut:
-    """As few pieces as can be of at most `size`, all of one size; a round one if it divides not."""
+    """As few pieces as can be of at most `size`, all of one size.
+
+    On an accelerator a round one, unless another divides the length.
+    """
     count = max(1, -(-length // size))
     least = -(-length // count)
-    rounded = -(-least // _ROUND) * _ROUND
-    return Cut(length, count, rounded if length % count and rounded <= size else least)
+    round_ = -(-least // _ROUND) * _ROUND
+    rounds = length % count and round_ <= size and not _on_cpu()
+    return Cut(length, count, round_ if rounds else least)

@@ -51,7 +51,7 @@ def spare_classes(classes: int) -> int:
     Where one does not (GPT-2 has 50257 classes) the products take three times as long.
     """
     aligned = jax.default_backend() != "gpu" or classes % 8 == 0
-    return 0 if aligned else -classes % 128
+    return 0 if aligned else -classes % (128 if classes > 1024 else 8)
 
 
 def spared(layout: Layout, w: Head, b: Bias | None) -> tuple[Head, Float[Array, "_"] | None]:
@@ -60,7 +60,8 @@ def spared(layout: Layout, w: Head, b: Bias | None) -> tuple[Head, Float[Array, 
     spare = spare_classes(w.shape[axis])
     if spare == 0 or sharded_explicitly(w, axis):
         return w, b
-    b = jnp.zeros(w.shape[axis], dtype_of(w)) if b is None else b
+    dtype = dtype_of(w, b)
+    b = jnp.zeros(w.shape[axis], dtype) if b is None else b.astype(dtype)
     wider = [(0, spare) if i == axis else (0, 0) for i in range(2)]
     return jnp.pad(w, wider), jnp.pad(b, (0, spare), constant_values=-jnp.inf)
 

@@ -44,6 +44,8 @@ from jxent._rows import Statistics, at_label, derivative, is_label, log_normalis
 from jxent._typing import ClassWeights, Labels, Logits, PerRow, RowMask
 from jxent._weights import Coefficients, weigh
 
+_FAR = 1e6
+
 
 class Row(NamedTuple):
     """Each row's numbers, then what is not differentiated."""
@@ -117,7 +119,8 @@ def _see(seen: _Seen, z: Logits, block: _Block) -> _Seen:
         gaps = gaps + scale(share, rise) + _rows.weighted_gap(block.c[None, :], z, top)
         share = share + jnp.sum(block.c)
     if E is not None:
-        d = jnp.minimum(top[:, None] - z, jnp.finfo(z.dtype).max)
+        # exp(−d) d is 0 long before there, and so is what its derivatives make of it.
+        d = jnp.minimum(-_rows.from_top(z, top[:, None]), _FAR)
         left, rise = jnp.exp(-rise), jnp.minimum(rise, jnp.finfo(z.dtype).max)
         E = left * E + (left * rise) * (1 + seen.stats.S) + jnp.sum(jnp.exp(-d) * d, axis=-1)
     return _Seen(stats, label, jnp.where(here, z_y, seen.z_y), gaps, share, E)
