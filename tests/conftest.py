@@ -20,9 +20,9 @@ from compare import enable_x64
 from hypothesis import settings
 
 settings.register_profile(
-    "ordinary", derandomize=True, deadline=None, database=None, max_examples=15
+    "ordinary", derandomize=True, deadline=None, database=None, max_examples=8
 )
-settings.register_profile("deep", settings.get_profile("ordinary"), max_examples=100)
+settings.register_profile("deep", settings.get_profile("ordinary"), max_examples=50)
 settings.load_profile("ordinary")
 
 

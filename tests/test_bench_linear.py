@@ -67,6 +67,7 @@ def test_what_cannot_fit_is_not_started(monkeypatch):
     assert results["optax"].milliseconds is None and results["optax"].temporary_bytes
 
 
+@pytest.mark.deep
 def test_growth_exponents(monkeypatch):
     only = ("jxent vocab", "optax")
     all_of_them = bench_linear.contenders()

@@ -675,12 +675,14 @@ POINTS[20:30, 1], INSIDE[20:30, 1] = [0, 1] * 5, False
 POINTS[25:40, 3], INSIDE[25:40, 3] = 0, False
 
 
+@pytest.mark.deep
 def test_bce_derivatives():
     f = lambda v: BCE(v[0], v[1], pos_weight=v[2], label_smoothing=0.1)
     assert_derivatives(f, POINTS[:, :3], INSIDE[:, :3])
     assert_derivatives(lambda v: BCE(v[0], v[1]), POINTS[:, :2], INSIDE[:, :2])
 
 
+@pytest.mark.deep
 def test_focal_derivatives():
     f = lambda v: FOCAL(v[0], v[1], alpha=v[2] / 2, gamma=v[3])
     assert_derivatives(f, POINTS, INSIDE)

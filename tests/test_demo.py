@@ -50,7 +50,8 @@ def test_an_epoch_is_full_batches_of_different_rows(iris):
     np.testing.assert_array_equal(np.concatenate([y for _, y in batches]), iris.labels[rows])
 
 
-@pytest.mark.parametrize("model", first(1, demo.MODELS), ids=lambda model: model.name)
+@pytest.mark.deep
+@pytest.mark.parametrize("model", demo.MODELS, ids=lambda model: model.name)
 def test_training_lowers_the_loss(model, iris):
     epochs = []
     params, history = demo.train(model, iris, epochs=10, seed=0, on_epoch=epochs.append)
@@ -158,6 +159,7 @@ def test_the_comparison_is_of_the_rows(iris):
     np.testing.assert_allclose([pair.low, pair.high], [interval.low, interval.high], rtol=1e-9)
 
 
+@pytest.mark.deep
 def test_each_half_is_cooled_by_the_other():
     """A model that is too sure by a factor is found out, and no row tells its own temperature."""
     rng = np.random.default_rng(0)

@@ -341,7 +341,7 @@ def test_wrong_labels_raise(loss, wrong, unhooked):
         loss.fn(jnp.zeros((4, 5)), labels)
 
 
-@pytest.mark.parametrize(("rows", "classes"), first(2, [(3, 1), (0, 5), (1, 1)]))
+@pytest.mark.parametrize(("rows", "classes"), first(1, [(3, 1), (0, 5), (1, 1)]))
 @pytest.mark.parametrize("name", LOSSES)
 def test_one_class_and_no_rows(name, rows, classes):
     loss = LOSSES[name]

@@ -216,6 +216,7 @@ rng = np.random.default_rng(3)
 INSIDE = rng.uniform(0.05, 0.95, (30, 4))
 
 
+@pytest.mark.deep
 @two
 def test_derivatives(name):
     fn = lambda v: jnp.sin(jnp.sum(TWO[name](v[:2], v[2:])))

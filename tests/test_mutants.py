@@ -64,7 +64,7 @@ def test_killed(mutant, copy):
 @pytest.mark.deep
 @pytest.mark.parametrize("tests", sorted({mutant.tests for mutant in MUTANTS}))
 def test_the_copy_itself_passes(tests, copy):
-    """Otherwise every mutant would seem to be killed."""
-    chosen = " or ".join(f"({m.chosen})" for m in MUTANTS if m.tests == tests)
-    result = run(copy, tests, chosen)
+    """Otherwise every mutant would seem to be killed: of each file what its first one is met by."""
+    chosen = next(mutant.chosen for mutant in MUTANTS if mutant.tests == tests)
+    result = run(copy, tests, chosen, "-m", "")
     assert result.returncode == 0, result.stdout[-2000:]
