@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
-from often import first
 from sklearn.metrics import accuracy_score, log_loss
 
 from jxent import demo
