@@ -31,7 +31,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
 from jxent._dense import nll_of_each
-from jxent._rows import as_rounded, changing_as
+from jxent._rows import as_rounded, changing_as, from_top
 from jxent._sums import two_sum
 from jxent._typing import Logits, PerRow, Scalar
 
@@ -209,7 +209,7 @@ def _divergence_jvp(kind: Divergence, primals: Any, tangents: Any) -> tuple[Arra
 
 def _finite_below_max(z: Logits) -> Logits:
     """z − max z, 0 where that is infinite."""
-    d = as_rounded(z, _top(z)) - _top(z)
+    d = from_top(z, _top(z))
     return jnp.where(jnp.isinf(d), 0, d)
 
 
