@@ -53,22 +53,24 @@ from jxent import regularization as regularization
 from jxent import robust as robust
 from jxent import selection as selection
 from jxent import testing as testing
-from jxent.binary import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
-from jxent.binary import sigmoid_focal_loss as sigmoid_focal_loss
-from jxent.divergence import kl_divergence as kl_divergence
-from jxent.divergence import kl_divergence_with_log_targets as kl_divergence_with_log_targets
-from jxent.linear import linear_cross_entropy as linear_cross_entropy
-from jxent.linear import linear_log_probs as linear_log_probs
-from jxent.linear import linear_predictions as linear_predictions
-from jxent.losses import cross_entropy as cross_entropy
-from jxent.losses import label_weights as label_weights
-from jxent.softmax import poly_loss_cross_entropy as poly_loss_cross_entropy
-from jxent.softmax import safe_softmax_cross_entropy as safe_softmax_cross_entropy
-from jxent.softmax import softmax_cross_entropy as softmax_cross_entropy
-from jxent.softmax import (
+from jxent._linear.api import linear_cross_entropy as linear_cross_entropy
+from jxent._linear.api import linear_log_probs as linear_log_probs
+from jxent._linear.api import linear_predictions as linear_predictions
+from jxent._losses.cross_entropy import cross_entropy as cross_entropy
+from jxent._losses.cross_entropy import label_weights as label_weights
+from jxent._losses.divergence import kl_divergence as kl_divergence
+from jxent._losses.divergence import (
+    kl_divergence_with_log_targets as kl_divergence_with_log_targets,
+)
+from jxent._losses.sigmoid import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
+from jxent._losses.sigmoid import sigmoid_focal_loss as sigmoid_focal_loss
+from jxent._losses.softmax import poly_loss_cross_entropy as poly_loss_cross_entropy
+from jxent._losses.softmax import safe_softmax_cross_entropy as safe_softmax_cross_entropy
+from jxent._losses.softmax import softmax_cross_entropy as softmax_cross_entropy
+from jxent._losses.softmax import (
     softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels,
 )
-from jxent.softmax import softmax_focal_loss as softmax_focal_loss
+from jxent._losses.softmax import softmax_focal_loss as softmax_focal_loss
 
 __all__ = [
     "cross_entropy",

@@ -2,7 +2,7 @@
 
 import sys
 
-from jxent.cli import main
+from jxent._cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,15 +24,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jxent import _between, _check, _dense
-from jxent._between import Divergence, Name
+from jxent import _check
 from jxent._compat import vary_alike
-from jxent._linear import chunks
-from jxent._linear.chunks import Operands, Projection, Zs
-from jxent._linear.cut import budgeted
-from jxent._linear.head import Layout, Static, classes_axis, dtype_of, spared
-from jxent._product import faults, scale
-from jxent._reduce import denominator, divide, over_devices, reduce
+from jxent._core import logit_divergence, row_terms
+from jxent._core.log_softmax import settled
+from jxent._core.logit_divergence import Divergence, Name
+from jxent._core.safe_math import faults, scale
+from jxent._core.targets import kept_rows, narrow
+from jxent._core.weighting import denominator, divide, only, over_devices, reduce, row_weight
+from jxent._linear import chunked_rows
+from jxent._linear.chunked_rows import Operands, Projection, Zs
+from jxent._linear.projection import Layout, Static, classes_axis, dtype_of, spared
+from jxent._linear.tiling import budgeted
 from jxent._typing import (
     ArrayLike,
     AxisNames,
@@ -44,7 +47,6 @@ from jxent._typing import (
     RowMask,
     Scalar,
 )
-from jxent._weights import kept_rows, narrow, only, row_weight
 
 __all__ = ["distillation_loss", "linear_distillation_loss"]
 
@@ -323,7 +325,7 @@ def _shares(rows: tuple[int, ...], alpha: Scalar | None, w: PerRow | None, dtype
     return _Shares(share * w, (1 - share) * w)
 
 
-_HARD = _dense.Options()
+_HARD = row_terms.Options()
 
 
 def _rows(
@@ -338,18 +340,18 @@ def _rows(
 ) -> PerRow:
     """The losses of rows of logits, a student's and a teacher's; `weighed`: some may weigh 0."""
     dtype = by.soft.dtype
-    s, t = map(_dense.settled, zs)
+    s, t = map(settled, zs)
     s, t = (z if mask is None else jnp.where(mask, z, -jnp.inf) for z in (s, t))
     if weighed:
         sound = _sound(s, t, y, mask) | by.counts
         kept = sound if kept is None else kept & sound
     s, t = (z if kept is None else jnp.where(kept[..., None], z, 0) for z in (s, t))
     s, t, T = s.astype(dtype), t.astype(dtype), T.astype(dtype)
-    soft = _between.divergence(kind, s, t, T)
+    soft = logit_divergence.divergence(kind, s, t, T)
     loss = scale(by.soft, soft)
     if y is not None:
         assert by.hard is not None
-        nll = _dense.numbers(_HARD, s, y, None, mask, kept).nll
+        nll = row_terms.numbers(_HARD, s, y, None, mask, kept).nll
         loss = (loss + scale(by.hard, nll)) + faults(soft, nll)
     return loss if kept is None else jnp.where(kept, loss, 0)
 
@@ -359,7 +361,7 @@ def _sound(s: Logits, t: Logits, y: Labels | None, mask: ClassMask | None) -> Ro
     sound = jnp.ones(s.shape[:-1], bool)
     for z in (s, t):
         sound = sound & jnp.isfinite(lax.stop_gradient(jnp.max(z, axis=-1)))
-    bad = None if y is None else _dense.poisoned(y, mask)
+    bad = None if y is None else row_terms.poisoned(y, mask)
     return sound if bad is None else sound & ~bad
 
 
@@ -383,7 +385,7 @@ def _distillation_loss(
     w = only(kept, None if row_weights is None else row_weights.astype(dtype))
     by = _shares(rows, alpha, w, dtype)
     s, t, T, y, kept, mask, *each = vary_alike(s, t, T, y, kept, mask, *by)
-    losses = _dense.remembering(partial(_rows, kind, w is not None))
+    losses = row_terms.remembering(partial(_rows, kind, w is not None))
     return reduce(
         losses((s, t), T, _Shares(*each), y, kept, mask),
         row_weight(rows, kept, w, None, dtype),
@@ -438,6 +440,6 @@ def _linear_distillation_loss(
     statics = tuple(Static(layout, precision, size, _HARD) for layout in layouts)
     leaves, structure = jax.tree.flatten((Operands(projections, T, by), y, kept))
     operands, y, kept = jax.tree.unflatten(structure, vary_alike(*leaves))
-    way = chunks.each_row if reduction == "none" else chunks.total
+    way = chunked_rows.each_row if reduction == "none" else chunked_rows.total
     losses = way(partial(_rows, kind, weighed), statics, operands, y, kept)
     return losses.reshape(rows) if reduction == "none" else over_devices(losses, axis_name)

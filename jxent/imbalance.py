@@ -29,8 +29,9 @@ from jaxtyping import Array, Bool, Float
 
 from jxent import _check
 from jxent._compat import vary_alike
+from jxent._core.targets import narrow
+from jxent._core.weighting import class_weight
 from jxent._typing import ArrayLike, ClassWeights, Labels, PerRow
-from jxent._weights import class_weight, narrow
 
 __all__ = [
     "balanced_class_weights",

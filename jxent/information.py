@@ -28,11 +28,12 @@ import numpy as np
 from jax.scipy.special import xlogy
 from jaxtyping import Array, Float
 
-from jxent import _check, _rows
+from jxent import _check
 from jxent._compat import vary_alike
-from jxent._dense import loss_dtype, settled
+from jxent._core import log_softmax
+from jxent._core.log_softmax import loss_dtype, settled
+from jxent._losses.divergence import kl_divergence as _kl_from_log
 from jxent._typing import ArrayLike, Logits, PerRow
-from jxent.divergence import kl_divergence as _kl_from_log
 
 Each = Float[Array, "*s"]  # one number for each class of each row
 
@@ -492,7 +493,7 @@ def _softmax_entropy(z: Logits) -> PerRow:
 @jax.custom_jvp
 def _entropy_of_softmax(u: Logits) -> PerRow:
     z = u.astype(loss_dtype(u.dtype))
-    return jnp.log1p(_rows.statistics(z, z.dtype).S) + _mean_gap(z)
+    return jnp.log1p(log_softmax.statistics(z, z.dtype).S) + _mean_gap(z)
 
 
 @_entropy_of_softmax.defjvp
@@ -502,15 +503,15 @@ def _entropy_of_softmax_jvp(primals, tangents):
     H = _entropy_of_softmax(u)
     z = u.astype(H.dtype)
     p, gap = _p_and_gap(z)
-    slope = _rows.entropy_derivative(p, gap, _mean_gap(z))
+    slope = log_softmax.entropy_derivative(p, gap, _mean_gap(z))
     return H, jnp.sum(slope * u_dot.astype(H.dtype), axis=-1)
 
 
 @jax.custom_jvp
 def _mean_gap(z: Logits) -> PerRow:
     """G = Σ_v p_v (m − z_v) = E/(1 + S)."""
-    m, S = _rows.statistics(z, z.dtype)
-    return _rows.weighted_gap(jnp.exp(_rows.from_top(z, m[..., None])), z, m) / (1 + S)
+    m, S = log_softmax.statistics(z, z.dtype)
+    return log_softmax.weighted_gap(jnp.exp(log_softmax.from_top(z, m[..., None])), z, m) / (1 + S)
 
 
 @_mean_gap.defjvp
@@ -519,11 +520,11 @@ def _mean_gap_jvp(primals, tangents):
     (z,), (z_dot,) = primals, tangents
     G = _mean_gap(z)
     p, gap = _p_and_gap(z)
-    return G, jnp.sum(_rows.entropy_derivative(p, gap, G + 1) * z_dot, axis=-1)
+    return G, jnp.sum(log_softmax.entropy_derivative(p, gap, G + 1) * z_dot, axis=-1)
 
 
 def _p_and_gap(z: Logits) -> tuple[Logits, Logits]:
     """p and m − z, which is nll without what all classes share."""
-    stats = _rows.statistics(z, z.dtype)
-    p = _rows.probabilities(z, stats, _rows.log_normaliser(stats))
-    return p, _rows.nll_of_each(z, stats.m, jnp.zeros_like(stats.m))
+    stats = log_softmax.statistics(z, z.dtype)
+    p = log_softmax.probabilities(z, stats, log_softmax.log_normaliser(stats))
+    return p, log_softmax.nll_of_each(z, stats.m, jnp.zeros_like(stats.m))

@@ -28,7 +28,7 @@ from jax.scipy.special import erfc
 from jaxtyping import Array, Bool, Float
 
 from jxent import _check
-from jxent._dense import loss_dtype
+from jxent._core.log_softmax import loss_dtype
 from jxent._typing import ArrayLike
 
 __all__ = [

@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from jxent import _check
 from jxent._compat import vary_alike
-from jxent._product import scale
+from jxent._core.safe_math import scale
 from jxent._typing import ArrayLike, Logits, PerRow, RowMask
 from jxent.information import softmax_entropy
 

@@ -23,10 +23,15 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool
 
-from jxent import _check, _dense, _entries
+from jxent import _check
 from jxent._compat import vary_alike
-from jxent._entries import Each
-from jxent._product import faults, scale
+from jxent._core import elementwise, row_terms
+from jxent._core.elementwise import Each
+from jxent._core.log_softmax import loss_dtype, settled
+from jxent._core.row_losses import classes_last, of_nll, soft_labels
+from jxent._core.safe_math import faults, scale
+from jxent._core.weighting import class_weight
+from jxent._losses.sigmoid import focal
 from jxent._typing import (
     ArrayLike,
     Axes,
@@ -40,9 +45,6 @@ from jxent._typing import (
     RowMask,
     Scalar,
 )
-from jxent._weights import class_weight
-from jxent.binary import focal
-from jxent.softmax import classes_last, of_nll, soft_labels
 
 __all__ = ["generalized_cross_entropy", "symmetric_cross_entropy", "asymmetric_loss"]
 
@@ -227,14 +229,14 @@ def asymmetric_loss(
     """
     fn = "asymmetric_loss"
     x = _check.floats(fn, "logits", logits)
-    which = _entries.chosen(fn, x.shape, where, row_weights, reduction, normalizer, axis_name)
+    which = elementwise.chosen(fn, x.shape, where, row_weights, reduction, normalizer, axis_name)
     y = _check.binary_labels(fn, labels, x.shape, which.kept)
     gammas = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg}
     for name, gamma in gammas.items():
         _check.finite_nonnegative(fn, name, gamma)
     parameters = tuple(_check.per_logit(fn, name, a, x.shape) for name, a in gammas.items())
     m = _check.below_one(fn, "clip", clip)
-    return _entries.losses(fn, _asymmetric, _focusing, (m,), x, y, parameters, which)
+    return elementwise.losses(fn, _asymmetric, _focusing, (m,), x, y, parameters, which)
 
 
 def _generalized(nll: Array, q: Scalar) -> Array:
@@ -309,9 +311,9 @@ def _both_ways_softly(
     log_zero: float,
 ) -> PerRow:
     """α Σ_v c_v t_v nll_v + β c̄ Σ_v p_v min(−log t_v, −A)."""
-    dtype = _dense.loss_dtype(z.dtype)
+    dtype = loss_dtype(z.dtype)
 
-    @_dense.remembering
+    @row_terms.remembering
     def losses(
         z: Logits,
         t: Distribution,
@@ -322,9 +324,9 @@ def _both_ways_softly(
     ) -> PerRow:
         c = None if c is None else c.astype(dtype)
         average = class_weight(t, c, kept, mask)
-        given = vary_alike(_dense.settled(z).astype(dtype), t, c, mask, kept)
-        forward = _dense.numbers(_dense.Options(), *given).nll
-        t, nll = _dense.every_nll(given[0], given[1], None, *given[3:])
+        given = vary_alike(settled(z).astype(dtype), t, c, mask, kept)
+        forward = row_terms.numbers(row_terms.Options(), *given).nll
+        t, nll = row_terms.every_nll(given[0], given[1], None, *given[3:])
         known = t > math.exp(log_zero)
         surprise = jnp.where(known, -jnp.log(jnp.where(known, t, 1)), -log_zero)
         backward = jnp.sum(jnp.exp(-nll) * surprise, axis=-1)

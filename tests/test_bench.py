@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jxent import bench, cli
+from jxent._cli import bench_dense as bench
+from jxent._cli import main as cli
 
 pytestmark = pytest.mark.relaxed  # optax needs ordinary promotion
 

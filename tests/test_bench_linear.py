@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jxent import bench_linear, cli
+from jxent._cli import bench_linear
+from jxent._cli import main as cli
 
 pytestmark = pytest.mark.relaxed  # optax needs ordinary promotion
 

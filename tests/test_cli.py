@@ -10,7 +10,8 @@ import tempfile
 
 import pytest
 
-from jxent import cli, demo, gradcheck, report
+from jxent._cli import demo, display, gradcheck
+from jxent._cli import main as cli
 
 pytestmark = pytest.mark.relaxed  # optax and x @ W + b need ordinary promotion
 
@@ -100,7 +101,7 @@ def test_png_is_a_picture(trained):
 
     _, _, png = trained
     pixels = imread(io.BytesIO(png), format="png")
-    assert len(set(map(tuple, pixels.reshape(-1, pixels.shape[-1])[::7]))) > len(report.COLOURS)
+    assert len(set(map(tuple, pixels.reshape(-1, pixels.shape[-1])[::7]))) > len(display.COLOURS)
 
 
 def test_train_is_the_verb_without_a_verb(trained, capsys):

@@ -11,7 +11,9 @@ import scipy.special
 import sklearn.metrics
 from test_cli import refused
 
-from jxent import cli, report, selection
+from jxent import selection
+from jxent._cli import display
+from jxent._cli import main as cli
 
 pytestmark = pytest.mark.relaxed
 
@@ -165,7 +167,7 @@ def test_the_plot_is_a_picture(files, here, capsys):
     printed = ran(capsys, "labels.npy", *files, "--plot", "new/out.PNG", "--json", "new/out.json")
     assert "wrote new/out.json\nwrote new/out.PNG" in printed
     pixels = imread(here / "new" / "out.PNG", format="png")
-    assert len(set(map(tuple, pixels.reshape(-1, pixels.shape[-1])[::7]))) > len(report.COLOURS)
+    assert len(set(map(tuple, pixels.reshape(-1, pixels.shape[-1])[::7]))) > len(display.COLOURS)
     assert {path.name for path in (here / "new").iterdir()} == {"out.json", "out.PNG"}
 
 

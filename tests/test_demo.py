@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 from sklearn.metrics import accuracy_score, log_loss
 
-from jxent import demo
+from jxent._cli import demo
 from jxent.imbalance import balanced_class_weights
 
 pytestmark = pytest.mark.relaxed  # optax and x @ W + b need ordinary promotion

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jxent
-from jxent import gradcheck
+from jxent._cli import gradcheck
 
 pytestmark = pytest.mark.relaxed  # the plain loss is written as people write it
 

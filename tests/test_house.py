@@ -22,23 +22,31 @@ README = (ROOT / "README.md").read_text()
 
 # DESIGN's map: what a file may import is in its own layer or below. A new file joins here.
 LAYERS = [
-    ["_typing", "_compat", "_check", "_progress"],  # words
-    ["_product", "_rows", "_weights", "_reduce"],  # one row's mathematics
-    ["_sums", "_average", "_bootstrap"],  # many rows': summed, averaged, resampled
-    ["_dense", "_entries"],  # the formula attached to JAX: of rows of logits, of single ones
-    ["_between"],
-    ["_linear", "_linear.cut", "_linear.head"],
-    ["_linear.chunks"],
+    ["_typing", "_compat", "_check", "_plot"],  # words, what differs between versions, pictures
+    ["_core", "_core.safe_math", "_core.targets", "_core.compensated", "_core.needs_grad"],
+    ["_core.log_softmax"],  # one row's mathematics
+    ["_core.row_terms"],  # that attached to JAX
+    ["_core.weighting", "_core.logit_divergence"],
+    ["_core.row_losses", "_core.elementwise"],  # engines: of rows of logits, of single ones
+    ["_linear", "_linear.tiling", "_linear.projection"],
+    ["_linear.chunked_rows"],
     ["_linear.reference", "_linear.tokens", "_linear.vocab"],
-    ["losses", "linear", "softmax", "binary", "divergence", "testing"],  # what people call
-    ["imbalance", "robust"],
-    ["_figures", "_comparison", "_calibration", "_temperature"],  # what is measured, shown
-    ["_classification"],
-    ["_multilabel"],
-    ["information", "metrics", "selection", "distillation", "regression"],
+    ["_losses", "_losses.cross_entropy", "_losses.softmax", "_losses.sigmoid"],  # what people call
+    ["_losses.divergence", "_linear.api", "testing"],
+    ["imbalance", "robust", "information", "distillation", "regression"],
     ["regularization"],
-    ["gradcheck", "bench", "bench_linear", "demo", "predictions", "scores"],  # programs
-    ["report", "cli", "__main__"],
+    ["metrics.average"],  # what is measured
+    ["metrics.calibration", "metrics.temperature"],
+    ["metrics.classification", "metrics.multilabel"],
+    ["metrics.functions"],
+    ["selection.bootstrap", "selection.comparison", "selection.criteria"],
+    ["selection.paired"],
+    ["metrics", "selection"],
+    ["_cli", "_cli.gradcheck", "_cli.bench_linear", "_cli.scores", "_cli.predictions"],  # programs
+    ["_cli.bench_dense", "_cli.demo"],
+    ["_cli.display"],
+    ["_cli.main"],
+    ["__main__"],
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = {
@@ -72,6 +80,13 @@ def test_every_file_has_a_layer():
 def test_imports_point_down(name):
     up = {other for other in IMPORTS[name] if LAYER[other] > LAYER[name]}
     assert not up, f"{name} imports {sorted(up)} from a layer above"
+
+
+def test_children_without_underscore_are_the_public_namespaces():
+    children = {p.stem for p in PACKAGE.iterdir() if p.is_dir() or p.suffix == ".py"}
+    shown = {name for name in children if not name.startswith("_")}
+    namespaces = {n for n in jxent.__all__ if isinstance(getattr(jxent, n), types.ModuleType)}
+    assert shown == namespaces
 
 
 def test_imports_have_no_cycles():

@@ -23,10 +23,9 @@ from jax.sharding import PartitionSpec as P
 from often import chosen, first
 
 import jxent
-from jxent._linear import cut as cut_module
-from jxent._linear import head as head_module
-from jxent._linear.cut import cut
-from jxent._linear.head import spare_classes
+from jxent._linear import projection, tiling
+from jxent._linear.projection import spare_classes
+from jxent._linear.tiling import cut
 
 linear = jxent.linear_cross_entropy
 SUMMED, EACH = ("tokens", "vocab", "reference"), ("vocab", "reference")
@@ -174,7 +173,7 @@ def on_a_gpu(monkeypatch):
     """As is chosen where JAX runs on a GPU, with more classes to spare."""
     jax.clear_caches()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(head_module, "spare_classes", lambda classes: -classes % 128)
+    monkeypatch.setattr(projection, "spare_classes", lambda classes: -classes % 128)
     yield
     jax.clear_caches()
 
@@ -815,10 +814,10 @@ def test_pieces(monkeypatch, backend):
 
 def test_budgets(monkeypatch):
     """More rows a chunk for few classes, on an accelerator more; never less than keeps it busy."""
-    assert cut_module.budgeted("rows", 32768) == 512 == cut_module.budgeted("rows", 10**6)
-    assert cut_module.budgeted("rows", 1000) > 10000
+    assert tiling.budgeted("rows", 32768) == 512 == tiling.budgeted("rows", 10**6)
+    assert tiling.budgeted("rows", 1000) > 10000
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert cut_module.budgeted("rows", 256000) == 2048
+    assert tiling.budgeted("rows", 256000) == 2048
 
 
 # Log-probabilities, entropies, predictions

@@ -23,7 +23,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.naive_bayes import GaussianNB
 
 import jxent
-from jxent import _sums, metrics
+from jxent import metrics
+from jxent._core import compensated
 from jxent.metrics import Average, ClassificationMetrics
 
 inf, nan = math.inf, math.nan
@@ -467,7 +468,7 @@ def test_average():
         assert Average.of(np.float64([1.0])).mean().dtype == jnp.float64
 
 
-def exactly(s: _sums.Sum) -> np.ndarray:
+def exactly(s: compensated.Sum) -> np.ndarray:
     return f64(s.value) + f64(s.rest)
 
 
@@ -476,9 +477,11 @@ def test_sums_down_and_by_segment(seed, rows, spread):
     rng = np.random.default_rng(seed)
     x = np.float32(np.exp(spread * rng.standard_normal((rows, 2))))
     segment = rng.integers(0, 3, rows).astype(np.int32)
-    assert_close(exactly(_sums.down(jnp.asarray(x))), f64(x).sum(0), rtol=1e-12, dtype="float32")
+    assert_close(
+        exactly(compensated.down(jnp.asarray(x))), f64(x).sum(0), rtol=1e-12, dtype="float32"
+    )
     expected = np.array([f64(x)[segment == i].sum(0) for i in range(3)])
-    got = _sums.by_segment(jnp.asarray(x), jnp.asarray(segment), 3)
+    got = compensated.by_segment(jnp.asarray(x), jnp.asarray(segment), 3)
     assert_close(exactly(got), expected, rtol=1e-6)
 
 
@@ -492,8 +495,8 @@ def test_over_devices_rounds_nothing():
     @jax.jit
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=P("d"), out_specs=P())
     def total(x):
-        return _sums.over_devices(
-            _sums.Sum(x[0], jnp.where(jnp.isfinite(x[0]), x[0] * 2.0**-26, 0)), "d"
+        return compensated.over_devices(
+            compensated.Sum(x[0], jnp.where(jnp.isfinite(x[0]), x[0] * 2.0**-26, 0)), "d"
         )
 
     got = exactly(total(jnp.asarray(x)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jxent import _rows
+from jxent._core import log_softmax
 
 ULP = 4  # beyond the gap, as promised for the loss
 F32 = jnp.dtype(jnp.float32)
@@ -60,7 +60,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_statistics(path, name):
     z = CASES[name].astype(np.float32)
-    m, S = jax.jit(lambda z: _rows.statistics(z, F32))(z)
+    m, S = jax.jit(lambda z: log_softmax.statistics(z, F32))(z)
     true_m, true_S = exact(z)
     np.testing.assert_array_equal(m, true_m)
     allowed = ULP + (gap(z) if z.shape[-1] > 1 else 0)
@@ -70,10 +70,10 @@ def test_statistics(path, name):
 @pytest.mark.parametrize("fault", [np.nan, np.inf])
 def test_a_row_at_fault_has_no_statistics(path, fault):
     z = leading(4, 10, 20)
-    clean = jax.jit(lambda z: _rows.statistics(z, F32))(z)
+    clean = jax.jit(lambda z: log_softmax.statistics(z, F32))(z)
     z[2, 3] = fault
     z = np.concatenate([z, np.full((1, 10), -np.inf, np.float32)])
-    m, S = jax.jit(lambda z: _rows.statistics(z, F32))(z)
+    m, S = jax.jit(lambda z: log_softmax.statistics(z, F32))(z)
     np.testing.assert_array_equal(np.isnan(S), [False, False, True, False, True])
     for ours, theirs in zip((m, S), clean, strict=True):
         np.testing.assert_array_equal(np.delete(ours, [2, 4]), np.delete(theirs, 2))
@@ -82,5 +82,7 @@ def test_a_row_at_fault_has_no_statistics(path, fault):
 def test_weighted_nll_meets_zero_times_infinity(path):
     z = np.float32([[0.0, -np.inf, 1.0], [0.0, -np.inf, 1.0], [2.0, 1.0, 1.0]])
     w = np.float32([[0.5, 0.0, 0.5], [0.5, 1e-30, 0.5], [0.0, 0.0, 0.0]])
-    found = jax.jit(lambda w, z: _rows.weighted_nll(w, z, _rows.statistics(z, F32)))(w, z)
+    found = jax.jit(lambda w, z: log_softmax.weighted_nll(w, z, log_softmax.statistics(z, F32)))(
+        w, z
+    )
     np.testing.assert_allclose(found, [np.log(1 + np.e) - 0.5, np.inf, 0], rtol=1e-6)

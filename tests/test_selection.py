@@ -15,11 +15,11 @@ from compare import relaxed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jxent import _bootstrap, _progress, selection
-from jxent._comparison import Comparison, Difference, Model
-from jxent.selection import compare
+from jxent import selection
+from jxent.selection import bootstrap, compare
+from jxent.selection.comparison import Comparison, Difference, Model
 
-FEW, MANY = 60, _bootstrap.MANY + 5  # rows: drawn one by one, and counted
+FEW, MANY = 60, bootstrap.MANY + 5  # rows: drawn one by one, and counted
 QUICK = 1000
 
 
@@ -181,7 +181,7 @@ def test_resampled_means_have_the_bootstrap_s_moments(rows, weighted):
     d = rng.exponential(1.0, (rows, 2)) ** 1.5
     u = w[:, None] * (d - w @ d)
     resamples = 20_000
-    m = _bootstrap.resampled_means(u, w, resamples, 8)
+    m = bootstrap.resampled_means(u, w, resamples, 8)
     spread = np.sqrt(np.sum(u**2, axis=0))
     assert m.shape == (resamples, 2)
     np.testing.assert_allclose(
@@ -202,12 +202,12 @@ def test_resampled_means_have_the_bootstrap_s_moments(rows, weighted):
 def test_what_is_proportional_to_the_weights_has_one_mean(rows):
     w = np.random.default_rng(27).uniform(0.5, 2, rows)
     w /= np.sum(w)
-    m = _bootstrap.resampled_means(np.stack([3 * w, -w], axis=1), w, 100, 0)
+    m = bootstrap.resampled_means(np.stack([3 * w, -w], axis=1), w, 100, 0)
     np.testing.assert_allclose(m, np.broadcast_to([3.0, -1.0], m.shape), rtol=1e-5)
 
 
 def test_counts_have_poisson_s_moments():
-    n, c = np.array(_bootstrap.FREQUENCIES), np.arange(6)
+    n, c = np.array(bootstrap.FREQUENCIES), np.arange(6)
     assert np.sum(n) == np.sum(n * c) == np.sum(n * c * (c - 1)) == 256
     assert abs(np.sum(n * c * (c - 1) * (c - 2)) / 256 - 1) < 0.01
 
@@ -244,13 +244,13 @@ def test_intervals_are_scipy_s_bootstrap(rows):
 def test_a_resample_depends_on_seed_and_number_alone(rows, monkeypatch):
     rng = np.random.default_rng(10)
     u, w = rng.normal(size=(rows, 2)), np.full(rows, 1 / rows)
-    whole = _bootstrap.resampled_means(u, w, 50, 3)
-    np.testing.assert_array_equal(_bootstrap.resampled_means(u, w, 50, 3), whole)
+    whole = bootstrap.resampled_means(u, w, 50, 3)
+    np.testing.assert_array_equal(bootstrap.resampled_means(u, w, 50, 3), whole)
     assert len(np.unique(whole)) == whole.size
-    assert not np.any(np.isin(_bootstrap.resampled_means(u, w, 50, 4), whole))
-    monkeypatch.setattr(_bootstrap, "BLOCK", 7 * u.size if rows == FEW else 7 * rows)
-    monkeypatch.setattr(_bootstrap, "CALL", 20 * rows)
-    np.testing.assert_allclose(_bootstrap.resampled_means(u, w, 50, 3), whole, rtol=1e-5, atol=1e-7)
+    assert not np.any(np.isin(bootstrap.resampled_means(u, w, 50, 4), whole))
+    monkeypatch.setattr(bootstrap, "BLOCK", 7 * u.size if rows == FEW else 7 * rows)
+    monkeypatch.setattr(bootstrap, "CALL", 20 * rows)
+    np.testing.assert_allclose(bootstrap.resampled_means(u, w, 50, 3), whole, rtol=1e-5, atol=1e-7)
 
 
 def test_other_generators_and_precisions_change_nothing():
@@ -713,16 +713,16 @@ def test_a_bar_comes_when_it_is_long(monkeypatch):
     stream = io.StringIO()
     console = rich.console.Console(file=stream, force_terminal=True)
     monkeypatch.setattr(rich.console, "Console", lambda **options: console)
-    assert list(_progress.watched(range(5), "bootstrap")) == list(range(5))
+    assert list(bootstrap.watched(range(5), "bootstrap")) == list(range(5))
     assert stream.getvalue() == ""
-    monkeypatch.setattr(_progress, "PATIENCE", -1.0)
-    assert list(_progress.watched(range(5), "bootstrap")) == list(range(5))
+    monkeypatch.setattr(bootstrap, "PATIENCE", -1.0)
+    assert list(bootstrap.watched(range(5), "bootstrap")) == list(range(5))
     assert "bootstrap" in stream.getvalue()
 
 
 def test_no_bar_where_nobody_looks(monkeypatch, capfd):
-    monkeypatch.setattr(_progress, "PATIENCE", -1.0)
-    assert list(_progress.watched(range(3), "bootstrap")) == [0, 1, 2]
+    monkeypatch.setattr(bootstrap, "PATIENCE", -1.0)
+    assert list(bootstrap.watched(range(3), "bootstrap")) == [0, 1, 2]
     monkeypatch.setitem(sys.modules, "rich.console", None)
-    assert list(_progress.watched(range(3), "bootstrap")) == [0, 1, 2]
+    assert list(bootstrap.watched(range(3), "bootstrap")) == [0, 1, 2]
     assert capfd.readouterr().err == ""

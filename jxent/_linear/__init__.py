@@ -7,6 +7,6 @@
                 time: 8·N·V·D flops, least memory
     reference   each row's loss, from stored logits: what the others are tested against
 
-A loss alone costs 2·N·V·D in every way.  `head` is the projection and its transposes, `cut` how
-an axis is cut into pieces.
+A loss alone costs 2·N·V·D in every way.  `projection` is the product and its transposes,
+`tiling` how an axis is cut into pieces.
 """

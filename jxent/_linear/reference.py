@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from jxent import _dense
-from jxent._linear.head import Bias, Head, Hidden, Static, project, selected
+from jxent._core import row_terms
+from jxent._core.weighting import Coefficients, weigh
+from jxent._linear.projection import Bias, Head, Hidden, Static, project, selected
 from jxent._typing import ClassWeights, Labels, PerRow, RowMask
-from jxent._weights import Coefficients, weigh
 
 
 def losses(
@@ -19,5 +19,5 @@ def losses(
     by: Coefficients,
 ) -> PerRow:
     """Each row's loss."""
-    numbers = _dense.remembering(partial(_dense.numbers, static.options))
+    numbers = row_terms.remembering(partial(row_terms.numbers, static.options))
     return weigh(by, *numbers(project(static, selected(kept, h), w, b), y, c, None, kept))

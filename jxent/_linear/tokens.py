@@ -7,17 +7,17 @@
 
 from typing import NamedTuple
 
-from jxent import _dense
-from jxent._linear.chunks import Operands, Projection, Zs, total
-from jxent._linear.head import Bias, Head, Hidden, Static
+from jxent._core import row_terms
+from jxent._core.weighting import Coefficients, weigh
+from jxent._linear.chunked_rows import Operands, Projection, Zs, total
+from jxent._linear.projection import Bias, Head, Hidden, Static
 from jxent._typing import ClassWeights, Labels, PerRow, RowMask, Scalar
-from jxent._weights import Coefficients, weigh
 
 
 class _CrossEntropy(NamedTuple):
     """The losses of a chunk's rows."""
 
-    options: _dense.Options
+    options: row_terms.Options
 
     def __call__(
         self,
@@ -28,7 +28,7 @@ class _CrossEntropy(NamedTuple):
         kept: RowMask | None,
     ) -> PerRow:
         (z,) = zs
-        return weigh(by, *_dense.training_rows(self.options, z, y, c, None, kept))
+        return weigh(by, *row_terms.training_rows(self.options, z, y, c, None, kept))
 
 
 def losses(

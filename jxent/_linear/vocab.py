@@ -20,29 +20,27 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jxent import _rows
-from jxent._dense import effective
-from jxent._linear.cut import Cut, Index, cut
-from jxent._linear.head import (
+from jxent._core import log_softmax
+from jxent._core.log_softmax import Statistics, derivative, log_normaliser
+from jxent._core.needs_grad import flag, nothing, perturbed, raised
+from jxent._core.row_terms import effective
+from jxent._core.safe_math import scale
+from jxent._core.targets import at_label, is_label
+from jxent._core.weighting import Coefficients, weigh
+from jxent._linear.projection import (
     Bias,
     Head,
     Hidden,
     Static,
     dtype_of,
-    flag,
-    nothing,
-    perturbed,
     project_kept,
-    raised,
     rounded,
     selected,
     to_head,
     to_hidden,
 )
-from jxent._product import scale
-from jxent._rows import Statistics, at_label, derivative, is_label, log_normaliser
+from jxent._linear.tiling import Cut, Index, cut
 from jxent._typing import ClassWeights, Labels, Logits, PerRow, RowMask
-from jxent._weights import Coefficients, weigh
 
 _FAR = 1e6
 
@@ -102,9 +100,9 @@ def _block(static: Static, i: Index, w, b, y, c, dtype) -> _Block:
 
 
 def _see(seen: _Seen, z: Logits, block: _Block) -> _Seen:
-    m, S = _rows.statistics(z, z.dtype)
+    m, S = log_softmax.statistics(z, z.dtype)
     # In a block, unlike in a row, all classes may be impossible.
-    stats = _rows.merge(seen.stats, Statistics(m, jnp.where(m == -jnp.inf, -1, S)))
+    stats = log_softmax.merge(seen.stats, Statistics(m, jnp.where(m == -jnp.inf, -1, S)))
     if block.y is None:
         here, z_y = m > seen.stats.m, m
         label = jnp.where(here, block.start + jnp.argmax(z, axis=-1).astype(jnp.int32), seen.label)
@@ -116,11 +114,11 @@ def _see(seen: _Seen, z: Logits, block: _Block) -> _Seen:
     gaps, share, E = seen.gaps, seen.share, seen.E
     if gaps is not None:
         assert share is not None and block.c is not None
-        gaps = gaps + scale(share, rise) + _rows.weighted_gap(block.c[None, :], z, top)
+        gaps = gaps + scale(share, rise) + log_softmax.weighted_gap(block.c[None, :], z, top)
         share = share + jnp.sum(block.c)
     if E is not None:
         # exp(−d) d is 0 long before there, and so is what its derivatives make of it.
-        d = jnp.minimum(-_rows.from_top(z, top[:, None]), _FAR)
+        d = jnp.minimum(-log_softmax.from_top(z, top[:, None]), _FAR)
         left, rise = jnp.exp(-rise), jnp.minimum(rise, jnp.finfo(z.dtype).max)
         E = left * E + (left * rise) * (1 + seen.stats.S) + jnp.sum(jnp.exp(-d) * d, axis=-1)
     return _Seen(stats, label, jnp.where(here, z_y, seen.z_y), gaps, share, E)
@@ -175,7 +173,7 @@ def _numbers(static: Static, entropy: bool, h, w, b, y, c, kept) -> Row:
         out_spread = keep(seen.gaps + scale(seen.share, rest))
     if seen.E is not None:
         out_entropy = keep(rest + seen.E / (1 + stats.S))
-    nll = keep(_rows.nll_of(seen.z_y, stats))
+    nll = keep(log_softmax.nll_of(seen.z_y, stats))
     label = jnp.where(fault, -1, seen.label)
     return Row(nll, keep(log_normaliser(stats)), out_spread, out_entropy, label, *stats)
 
@@ -221,22 +219,22 @@ def _bwd(static, _, saved, cotangents: Row):
     # lse keeps its derivative, and m and S its digits.
     m, S, nll, lse = map(only, (*lax.stop_gradient((row.m, row.S)), row.nll, row.lse))
     entropy = None if row.entropy is None else only(row.entropy)
-    log1p_S = _rows.changing_as(jnp.log1p(S), lse)
+    log1p_S = log_softmax.changing_as(jnp.log1p(S), lse)
 
     def back(slopes: _Slopes, i: Index) -> _Slopes:
         block = _block(static, i, w, b, row.label, c, dtype)
         u = project_kept(static, heard, h, block.w, block.b)
         z, pull = jax.vjp(partial(effective, static.options, None), u)
-        p = _rows.probabilities(z, Statistics(m, S), lse)
+        p = log_softmax.probabilities(z, Statistics(m, S), lse)
         assert block.y is not None
         target = is_label(block.y, z), jnp.expm1(-nll)
         c_i = None if block.c is None else block.c[None, :]
         dz = jnp.zeros_like(p)
         if not dnll is dlse is dspread is None:
             dz = derivative(p, target, c_i, dnll=dnll, dlse=dlse, dspread=dspread, total=share)
-        each = _rows.nll_of_each(z, m, log1p_S)
+        each = log_softmax.nll_of_each(z, m, log1p_S)
         if dentropy is not None and entropy is not None:
-            dz = dz + dentropy[:, None] * _rows.entropy_derivative(p, each, entropy)
+            dz = dz + dentropy[:, None] * log_softmax.entropy_derivative(p, each, entropy)
         (dz,) = pull(dz)
         narrow = rounded(dz, h, w)
         dh, dw, db, dc = slopes

@@ -1,0 +1,1 @@
+"""The command line: its verbs, what they compute, read, show and write."""

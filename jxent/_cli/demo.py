@@ -1,0 +1,306 @@
+"""Two classifiers trained on real data, and which of them has the lower cross-entropy.
+
+    softmax regression    z = x W + b
+    MLP                   z = relu(x W₁ + b₁) W₂ + b₂
+
+trained on the same batches by `train`; `make_step` is the training step to copy.  What decides
+is the held-out log loss −mean log p_y in nats, without weights or smoothing, and the paired
+difference of its rows, by `jxent.selection`.  Beside it stands how well each model knows how sure
+it may be, as it is and with a temperature.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from jxent import imbalance, metrics, selection
+from jxent._cli.scores import Score, score
+from jxent._losses.cross_entropy import cross_entropy
+from jxent._typing import ArrayLike
+from jxent.selection.comparison import Comparison
+
+DATASETS = ("digits", "wine", "breast_cancer", "iris")
+HELD_OUT = 0.25
+BATCH = 32
+HIDDEN = 128
+CONFIDENCE = 0.95
+AGREEMENT = 1e-6  # nats between jxent's log loss and scikit-learn's
+
+Params = dict[str, jax.Array]
+Features = Float[Array, "N D"]
+Labels = Int[Array, " N"]
+Step = Callable[[Params, Any, Features, Labels], tuple[Params, Any, jax.Array, jax.Array]]
+
+
+class Data(NamedTuple):
+    """Standardised features [N, D] and labels [N], for training and held out."""
+
+    x: np.ndarray
+    labels: np.ndarray
+    held_out_x: np.ndarray
+    held_out_labels: np.ndarray
+    classes: int
+
+
+class Model(NamedTuple):
+    """Parameters for D features and V classes, logits from them, and how fast AdamW learns them."""
+
+    name: str
+    init: Callable[[jax.Array, int, int], Params]
+    apply: Callable[[Params, Features], Float[Array, "N V"]]
+    learning_rate: float
+    weight_decay: float
+
+
+class Epoch(NamedTuple):
+    """One epoch: the mean of its batches while training, then the held-out log loss."""
+
+    train_loss: float
+    train_accuracy: float
+    held_out_log_loss: float
+
+
+class Evaluation(NamedTuple):
+    """A trained model on held-out rows: logits [N, V], losses and figures, and what others say.
+
+    `clipped` rows have a p_y below the float64 epsilon, which scikit-learn raises to it.  `cooled`
+    is of logits divided by the temperature that fits the other half of the rows.
+    """
+
+    logits: np.ndarray
+    score: Score
+    sklearn_log_loss: float
+    clipped: int
+    temperatures: tuple[float, float]
+    cooled: metrics.Summary
+
+    @property
+    def log_loss(self) -> float:
+        """Nats per row."""
+        return float(self.score.summary.log_loss)
+
+
+class Config(NamedTuple):
+    """What a run can be asked for; the held-out figures are never weighted or smoothed."""
+
+    dataset: str = "digits"
+    epochs: int = 40
+    seed: int = 0
+    label_smoothing: float = 0.0
+    class_weights: str | None = None
+
+
+class Result(NamedTuple):
+    """Every model's history and evaluation, and how they compare."""
+
+    histories: dict[str, list[Epoch]]
+    evaluations: dict[str, Evaluation]
+    comparison: Comparison
+    guess: float
+
+
+class Disagreement(ArithmeticError):
+    """Two computations of one number came out different."""
+
+
+def load(name: str, *, seed: int) -> Data:
+    """One of `DATASETS`: a stratified split, standardised by the training rows' statistics."""
+    from sklearn import datasets
+    from sklearn.model_selection import train_test_split
+    from sklearn.preprocessing import StandardScaler
+
+    x, labels = getattr(datasets, f"load_{name}")(return_X_y=True)
+    x, held_out_x, labels, held_out_labels = train_test_split(
+        x, labels, test_size=HELD_OUT, stratify=labels, random_state=seed
+    )
+    scaler = StandardScaler().fit(x)
+    return Data(
+        x=scaler.transform(x).astype(np.float32),
+        labels=labels.astype(np.int32),
+        held_out_x=scaler.transform(held_out_x).astype(np.float32),
+        held_out_labels=held_out_labels.astype(np.int32),
+        classes=int(labels.max()) + 1,
+    )
+
+
+def _linear_init(key: jax.Array, features: int, classes: int) -> Params:
+    return {"W": jnp.zeros((features, classes)), "b": jnp.zeros(classes)}
+
+
+def _linear(params: Params, x: Features) -> Float[Array, "N V"]:
+    return x @ params["W"] + params["b"]
+
+
+def _mlp_init(key: jax.Array, features: int, classes: int) -> Params:
+    # The last layer starts at zero: the first prediction is uniform, at log V nats.
+    return {
+        "W1": jax.nn.initializers.he_normal()(key, (features, HIDDEN)),
+        "b1": jnp.zeros(HIDDEN),
+        "W2": jnp.zeros((HIDDEN, classes)),
+        "b2": jnp.zeros(classes),
+    }
+
+
+def _mlp(params: Params, x: Features) -> Float[Array, "N V"]:
+    return jax.nn.relu(x @ params["W1"] + params["b1"]) @ params["W2"] + params["b2"]
+
+
+# The MLP can learn 1000 digits by heart: it is decayed harder, and learns more slowly.
+MODELS = (
+    Model("softmax regression", _linear_init, _linear, learning_rate=1e-2, weight_decay=0.03),
+    Model("MLP", _mlp_init, _mlp, learning_rate=3e-3, weight_decay=0.3),
+)
+
+
+def make_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: ArrayLike | None = None,
+) -> Step:
+    """The compiled training step: one batch in, better parameters out, in place of the old."""
+
+    def loss_fn(params: Params, x: Features, labels: Labels) -> tuple[jax.Array, jax.Array]:
+        logits = model.apply(params, x)
+        loss = cross_entropy(
+            logits, labels, class_weights=class_weights, label_smoothing=label_smoothing
+        )
+        return loss, logits
+
+    @partial(jax.jit, donate_argnames=("params", "opt_state"))
+    def step(
+        params: Params, opt_state: Any, x: Features, labels: Labels
+    ) -> tuple[Params, Any, jax.Array, jax.Array]:
+        (loss, logits), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, x, labels)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+        return params, opt_state, loss, accuracy
+
+    return step
+
+
+def train(
+    model: Model,
+    data: Data,
+    *,
+    epochs: int,
+    seed: int,
+    label_smoothing: float = 0.0,
+    class_weights: ArrayLike | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> tuple[Params, list[Epoch]]:
+    """The last parameters and every epoch's figures; the batches depend on `seed` alone."""
+    rng = np.random.default_rng(seed)
+    optimizer = optax.adamw(model.learning_rate, weight_decay=model.weight_decay)
+    step = make_step(model, optimizer, label_smoothing=label_smoothing, class_weights=class_weights)
+    params = model.init(jax.random.key(seed), data.x.shape[-1], data.classes)
+    opt_state = optimizer.init(params)
+    history = []
+    for _ in range(epochs):
+        figures = []
+        for x, labels in _batches(rng, data):
+            params, opt_state, *figure = step(params, opt_state, x, labels)
+            figures.append(figure)
+        loss, accuracy = np.mean(jax.device_get(figures), axis=0)
+        rows = row_losses(held_out_logits(model, params, data), data.held_out_labels)
+        epoch = Epoch(float(loss), float(accuracy), float(rows.mean()))
+        history.append(epoch)
+        on_epoch(epoch)
+    return params, history
+
+
+def held_out_logits(model: Model, params: Params, data: Data) -> Float[Array, "N V"]:
+    """What the model says of every held-out row."""
+    return model.apply(params, jnp.asarray(data.held_out_x))
+
+
+def row_losses(logits: Float[Array, "N V"], labels: np.ndarray) -> np.ndarray:
+    """−log p_y of each row [N], in float64 so that taking their mean adds no rounding."""
+    return np.asarray(cross_entropy(logits, labels, reduction="none"), np.float64)
+
+
+def evaluate(model: Model, params: Params, data: Data) -> Evaluation:
+    """The held-out figures, once scikit-learn has agreed with the log loss.
+
+    Raises:
+        Disagreement: the two log losses differ by more than `AGREEMENT`.
+    """
+    from scipy.special import softmax
+    from sklearn.metrics import log_loss
+
+    z = np.asarray(held_out_logits(model, params, data), np.float64)
+    labels = data.held_out_labels
+    ours = score(z, labels)
+    most = -np.log(np.finfo(np.float64).eps)
+    clipped = np.minimum(ours.rows, most)
+    theirs = float(log_loss(labels, softmax(z, axis=-1), labels=np.arange(data.classes)))
+    if not abs(clipped.mean() - theirs) <= AGREEMENT:
+        raise Disagreement(
+            f"{model.name}: held-out log loss: expected scikit-learn's {theirs:.9f} nats "
+            f"to {AGREEMENT:.0e}, got {clipped.mean():.9f}"
+        )
+    temperatures, cooled = cool(z, labels)
+    return Evaluation(
+        logits=z,
+        score=ours,
+        sklearn_log_loss=theirs,
+        clipped=int(np.sum(ours.rows > most)),
+        temperatures=temperatures,
+        cooled=score(cooled, labels).summary,
+    )
+
+
+def cool(z: np.ndarray, labels: np.ndarray) -> tuple[tuple[float, float], np.ndarray]:
+    """Logits / T, each half of the rows by the T that fits the other half best; both T."""
+    even = np.arange(len(labels)) % 2 == 0
+    of_even, of_odd = (
+        float(metrics.fit_temperature(z, labels, where=half)) for half in (even, ~even)
+    )
+    return (of_even, of_odd), z / np.where(even, of_odd, of_even)[:, None]
+
+
+def guess(data: Data) -> float:
+    """Held-out log loss of a model that knows only how frequent each training class is."""
+    frequencies = np.bincount(data.labels, minlength=data.classes) / len(data.labels)
+    return float(-np.log(frequencies[data.held_out_labels]).mean())
+
+
+def run(
+    config: Config, data: Data, *, on_epoch: Callable[[str, Epoch], None] = lambda name, epoch: None
+) -> Result:
+    """Train and evaluate every model, and compare the two."""
+    weights = None
+    if config.class_weights == "balanced":
+        counts = np.bincount(data.labels, minlength=data.classes)
+        weights = imbalance.balanced_class_weights(counts)
+    histories, evaluations = {}, {}
+    for model in MODELS:
+        params, histories[model.name] = train(
+            model,
+            data,
+            epochs=config.epochs,
+            seed=config.seed,
+            label_smoothing=config.label_smoothing,
+            class_weights=weights,
+            on_epoch=partial(on_epoch, model.name),
+        )
+        evaluations[model.name] = evaluate(model, params, data)
+    rows = {name: e.score.rows for name, e in evaluations.items()}
+    comparison = selection.compare(rows, confidence=CONFIDENCE, seed=config.seed)
+    return Result(histories, evaluations, comparison, guess(data))
+
+
+def _batches(rng: np.random.Generator, data: Data) -> Iterator[tuple[Features, Labels]]:
+    """One shuffled epoch of full batches: a ragged last one would compile the step again."""
+    order = rng.permutation(len(data.labels))
+    for start in range(0, len(order) - BATCH + 1, BATCH):
+        rows = order[start : start + BATCH]
+        yield jnp.asarray(data.x[rows]), jnp.asarray(data.labels[rows])

@@ -1,0 +1,216 @@
+"""How far two rows of logits are apart: the student's s, q = softmax(s/T), the teacher's t, p.
+
+    u = s − t          d_v = (u_v − Σ p u)/T
+    x_v = log q_v − log p_v = d_v − log1p(Σ p (e^d − 1 − d))
+    excess(p, q)_v = q_v − p_v − p_v x_v ≥ 0
+
+    forward    KL(p‖q) = Σ_v excess(p, q)_v
+               T ∂/∂s = q − p          T ∂/∂t_v = −p_v (x_v + KL(p‖q))
+    reverse    KL(q‖p), p and q in each other's place
+    jsd        β KL(p‖m) + (1−β) KL(q‖m), m = β p + (1−β) q
+               T ∂/∂s_v = (1−β) q_v (log(q_v/m_v) − KL(q‖m))
+               T ∂/∂t_v =      β p_v (log(p_v/m_v) − KL(p‖m))
+
+Distillation ends where the student is near its teacher, and there everything cancels.  x is not the
+difference of two rounded logarithms but made of differences of logits, which are exact; no term of
+the sum in it is negative.  (It is that difference only where logits are so far apart that e^d would
+say nothing of a p too small for a float.)  Since Σ_v (q_v − p_v) = 0, a divergence is the sum of
+the excesses, none of which is negative: p (e^x − 1 − x), by its series where x is small.  For the
+same reason q − p is p·expm1(x) there.
+
+T² times all this is wanted, and x is of 1/T in hot rows: T x is what is squared.
+"""
+
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Bool, Float
+
+from jxent._core.compensated import two_sum
+from jxent._core.log_softmax import as_rounded, changing_as, from_top
+from jxent._core.row_terms import nll_of_each
+from jxent._typing import Logits, PerRow, Scalar
+
+Name = Literal["forward", "reverse", "jsd"]
+
+# Where the series takes over, and how many terms of it a dtype needs there.
+_NEAR = 0.5
+_TERMS = {4: 9, 8: 16}
+# Up to here e^d p of a p that a float cannot hold adds nothing to 1.
+_APART = 16
+
+
+class Divergence(NamedTuple):
+    """Which one, and the teacher's share β of the mixture of "jsd"."""
+
+    name: Name
+    beta: float
+
+
+class _Pair(NamedTuple):
+    """p, q and x = log(q/p); ±∞ where one of them holds a class impossible, 0 where both do."""
+
+    p: Logits
+    q: Logits
+    x: Float[Array, "*n V"]
+
+
+def _pair(s: Logits, t: Logits, T: Scalar) -> _Pair:
+    nll_q, nll_p = (nll_of_each(_cooled(z, T), None, None, None) for z in (s, t))
+    p, q = jnp.exp(-nll_p), jnp.exp(-nll_q)
+    neither = (nll_q == jnp.inf) & (nll_p == jnp.inf)
+    far = jnp.where(neither, 0, nll_p) - jnp.where(neither, 0, nll_q)
+    u, near = _apart(s, t, p, T)
+    d = (u - jnp.sum(p * u, axis=-1, keepdims=True)) / T
+    x = d - jnp.log1p(jnp.sum(p * _bend(d), axis=-1, keepdims=True))
+    return _Pair(p, q, jnp.where(near, x, far))
+
+
+def _top(z: Logits) -> Float[Array, "*n 1"]:
+    return lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
+
+
+def _cooled(z: Logits, T: Scalar) -> Logits:
+    """(z − max z)/T; what is infinite tells T nothing, 0·∞ would be NaN."""
+    m = _top(z)
+    d = as_rounded(z, m) / 2 - m / 2  # z − m may be too large for a float
+    finite = jnp.isfinite(d)
+    return jnp.where(finite, jnp.where(finite, d, 0) / (T / 2), d)
+
+
+def _apart(s: Logits, t: Logits, p: Logits, T: Scalar) -> tuple[Logits, Bool[Array, "*n 1"]]:
+    """s − t but for an offset of the row, and in which rows it is small everywhere.
+
+    It is 0 in the others and for classes impossible in both.
+    """
+    s, t = (as_rounded(z, _top(z)) for z in (s, t))
+    # The offset may be large, and `lost` then holds the digits that tell the two rows apart.
+    u, lost = lax.stop_gradient(two_sum(s, -t))
+    # Exactly 0 at the teacher's first choice: what p says beside it may be smaller than rounding.
+    p = lax.stop_gradient(p)
+    first = p == jnp.max(p, axis=-1, keepdims=True)
+    offset = _largest(u, first)
+    u = changing_as((u - offset) + (lost - _largest(lost, first & (u == offset))), s - t)
+    neither = (s == -jnp.inf) & (t == -jnp.inf)
+    small = neither | (jnp.abs(u) < _APART * T)
+    near = jnp.all(small, axis=-1, keepdims=True)
+    return jnp.where(near & ~neither, u, 0), near
+
+
+def _largest(x: Logits, among: Bool[Array, "*n V"]) -> Float[Array, "*n 1"]:
+    return jnp.max(jnp.where(among, x, -jnp.inf), axis=-1, keepdims=True)
+
+
+def _bend(x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
+    """e^x − 1 − x."""
+    near = jnp.abs(x) < _NEAR
+    x_near = jnp.where(near, x, 0)
+    return jnp.where(near, 0.5 * x_near * x_near * _series(x_near), jnp.expm1(x) - x)
+
+
+def _series(x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
+    """(e^x − 1 − x) 2/x² for a small x."""
+    series = jnp.ones_like(x)
+    for k in range(_TERMS[x.dtype.itemsize], 2, -1):
+        series = 1 + (x / k) * series
+    return series
+
+
+def _excess(p: Logits, q: Logits, x: Float[Array, "*n V"], T: Scalar) -> Float[Array, "*n V"]:
+    """T² (q − p − p x) for q = p e^x, with 0·∞ = 0; +∞ where q is impossible and p is not."""
+    near = jnp.abs(x) < _NEAR
+    x_near = jnp.where(near, x, 0)
+    far = jnp.where(p == 0, q, (q - p) - p * x)
+    far = jnp.where(x == -jnp.inf, jnp.inf, far)
+    return jnp.where(near, p * (0.5 * jnp.square(T * x_near)) * _series(x_near), T * (T * far))
+
+
+def _difference(p: Logits, q: Logits, x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
+    """q − p for q = p e^x."""
+    near = jnp.abs(x) < 1
+    return jnp.where(near, p * jnp.expm1(jnp.where(near, x, 0)), q - p)
+
+
+def _told(x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
+    """x with ±∞ told as a huge number, which leaves room to be summed: 0·∞ is 0 after it."""
+    huge = float(jnp.finfo(x.dtype).max) * 2.0**-20
+    return jnp.where(jnp.isinf(x), jnp.sign(x) * huge, x)
+
+
+def _about_mean(r: Logits, x: Float[Array, "*n V"], T: Scalar) -> Float[Array, "*n V"]:
+    """T r (x − Σ r x): what of the slope T x of a row of probabilities r comes to its logits."""
+    x = _told(T * _told(x))
+    return r * (x - jnp.sum(r * x, axis=-1, keepdims=True))
+
+
+def _log_mixture(share: float, x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
+    """log(share + (1 − share) e^x), which is x (1 − share) + … where x is small."""
+    near, x = jnp.abs(x) < 1, _told(x)
+    small = jnp.log1p((1 - share) * jnp.expm1(jnp.where(near, x, 0)))
+    large = jnp.where(near, 1, x)
+    up = jnp.maximum(large, 0)
+    return jnp.where(
+        near, small, up + jnp.log(share * jnp.exp(-up) + (1 - share) * jnp.exp(large - up))
+    )
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def divergence(kind: Divergence, s: Logits, t: Logits, T: Scalar) -> PerRow:
+    """T² times the divergence of each row, never negative; NaN, slopes too, in a row at fault."""
+    pair = p, q, x = _pair(s, t, T)
+    if kind.name == "forward":
+        return jnp.sum(_excess(*pair, T), axis=-1)
+    if kind.name == "reverse":
+        return jnp.sum(_excess(q, p, -x, T), axis=-1)
+    m, of_p, of_q = _mixture(kind.beta, pair)
+    each = kind.beta * _excess(p, m, of_p, T) + (1 - kind.beta) * _excess(q, m, of_q, T)
+    return jnp.sum(each, axis=-1)
+
+
+def _mixture(beta: float, pair: _Pair) -> tuple[Logits, Logits, Logits]:
+    """m, log(m/p) and log(m/q)."""
+    p, q, x = pair
+    return beta * p + (1 - beta) * q, _log_mixture(beta, x), _log_mixture(1 - beta, -x)
+
+
+def _slopes(kind: Divergence, pair: _Pair, T: Scalar) -> tuple[Logits, Logits]:
+    """T² times ∂/∂s and ∂/∂t."""
+    p, q, x = pair
+    if kind.name == "forward":
+        return T * _difference(*pair), _about_mean(p, -x, T)
+    if kind.name == "reverse":
+        return _about_mean(q, x, T), -T * _difference(*pair)
+    _, of_p, of_q = _mixture(kind.beta, pair)
+    by_s, by_t = _about_mean(q, -of_q, T), _about_mean(p, -of_p, T)
+    return (1 - kind.beta) * by_s, kind.beta * by_t
+
+
+def _divergence_jvp(kind: Divergence, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    out, T = divergence(kind, *primals), primals[-1]
+    *dots, T_dot = tangents
+    slopes = _slopes(kind, _pair(*primals), T)
+    out_dot = jnp.zeros_like(out)
+    for slope, dot in zip(slopes, dots, strict=True):
+        if not isinstance(dot, SymbolicZero):
+            out_dot = out_dot + jnp.sum(slope * dot, axis=-1)
+    if not isinstance(T_dot, SymbolicZero):
+        # T² D(s/T, t/T): T ∂/∂T = 2 − s ∂/∂s − t ∂/∂t, whatever s and t have for an offset.
+        through = sum(
+            jnp.sum(slope * _finite_below_max(z), axis=-1)
+            for slope, z in zip(slopes, primals, strict=False)
+        )
+        out_dot = out_dot + (2 * out - through) / T * T_dot
+    return out, out_dot
+
+
+def _finite_below_max(z: Logits) -> Logits:
+    """z − max z, 0 where that is infinite."""
+    d = from_top(z, _top(z))
+    return jnp.where(jnp.isinf(d), 0, d)
+
+
+divergence.defjvp(_divergence_jvp, symbolic_zeros=True)

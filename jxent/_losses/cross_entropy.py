@@ -1,0 +1,227 @@
+"""The training loss: checks, weights, rows, reduction, in that order."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jxent import _check
+from jxent._core import row_terms
+from jxent._core.targets import is_labels, kept_rows
+from jxent._core.weighting import class_weight, only, reduce, row_weight, weighed_rows
+from jxent._typing import (
+    ArrayLike,
+    AxisNames,
+    ClassMask,
+    ClassWeights,
+    Logits,
+    PerRow,
+    Reduction,
+    RowMask,
+    Scalar,
+    Targets,
+)
+
+
+def cross_entropy(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    class_weights: ArrayLike | None = None,
+    row_weights: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    reduction: Reduction = "mean",
+    normalizer: ArrayLike | None = None,
+    axis_name: AxisNames | None = None,
+) -> jax.Array:
+    r"""Softmax cross-entropy between logits and labels or distributions, in nats.
+
+        t    = (1−ε) c_y e_y + (ε/V) c                        for a label y
+        t    = c ⊙ ((1−ε) targets + ε/V)                      for a distribution
+        loss = Σ_v t_v (lse(z) − z_v) + ζ lse(z)²             ∂/∂z = (Σ_v t_v + 2ζ lse) p − t
+        mean = Σ_rows w loss / Σ_rows w c_y                   p = softmax(z)
+
+    with class weights c, row weights w, smoothing ε, z-loss ζ (weighed by w, not by c) and a soft
+    cap κ, z = κ tanh(logits/κ).  For a distribution the c_y of the mean is its average class
+    weight Σ c t / Σ t, so that labels and their one-hot rows agree; a mean over no weight is 0.
+
+    The gradient is a `jax.custom_vjp`: reverse mode to any order.  For forward mode use
+    `softmax_cross_entropy_with_integer_labels` or `softmax_cross_entropy`.
+
+    Args:
+      logits: `[*n, V]`, floating point. −inf is an impossible class.
+      targets: integer labels `[*n]` in [0, V), or distributions `[*n, V]` (floating point, not
+        negative; they need not sum to 1).
+      where: boolean; `[*n]` keeps rows, `[*n, V]` keeps classes (V, the sums and the smoothing are
+        then over the kept ones). Dropped rows are exactly 0, loss and gradient, whatever they hold.
+      ignore_index: rows with this label are dropped.
+      class_weights: `[V]`.
+      row_weights: `[*n]`, for example 1 for a token and 0 for padding; an advantage may be
+        negative.
+      label_smoothing: ε in [0, 1], static.
+      z_loss: ζ ≥ 0, static.
+      logit_softcap: κ > 0, static.
+      reduction: "mean", "sum", or "none" for one loss a row.
+      normalizer: scalar in place of the mean's denominator, for example the sum of
+        `label_weights` over all micro-batches or devices.
+      axis_name: mesh axes to sum numerator and denominator over, inside `jax.shard_map`.
+
+    Returns:
+      A scalar, or `[*n]` with reduction="none", in nats and in float32 (float64 for float64
+      logits). Gradients have the dtype of what they are for.
+
+    Raises:
+      TypeError: a dtype that is not what is listed; a traced static option.
+      ValueError: shapes that do not match exactly; an option out of range; a concrete label
+        outside [0, V) that is not dropped; a concrete negative target. Under jit such a label is
+        NaN in the loss and gradient of its row (`jxent.testing.checked` finds it).
+
+    Saved for the backward pass: the arguments as given and five numbers per row.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jxent
+      >>> logits = jnp.array([[2.0, 0.5, -1.0], [0.1, 0.2, 3.0]])
+      >>> labels = jnp.array([0, 1])
+      >>> loss, grad = jax.value_and_grad(jxent.cross_entropy)(logits, labels)
+      >>> print(f"{loss:.4f} nats")
+      1.5755 nats
+      >>> with jnp.printoptions(precision=3, suppress=True): print(grad)
+      [[-0.107  0.088  0.02 ]
+       [ 0.025 -0.473  0.448]]
+
+    Source:
+      Goodfellow, Bengio, Courville, *Deep Learning* (2016), §6.2.2; smoothing: Szegedy et al.,
+      arXiv:1512.00567; z-loss: Chowdhery et al., arXiv:2204.02311; soft cap: Gemma Team,
+      arXiv:2408.00118; the definition of weights and smoothing together is PyTorch's.
+    """
+    fn = "cross_entropy"
+    z = _check.logits(fn, logits)
+    t = _check.targets(fn, targets, z)
+    ignore = _check.ignore_index(fn, ignore_index, labelled=is_labels(t))
+    where_rows, mask = _check.where(fn, where, z.shape)
+    kept = kept_rows(t, where_rows, ignore)
+    _check.label_values(fn, targets, z.shape[-1], kept)
+    run = partial(
+        _cross_entropy,
+        z,
+        t,
+        kept,
+        mask,
+        _check.weights(fn, "class_weights", class_weights, z.shape[-1:]),
+        _check.weights(fn, "row_weights", row_weights, z.shape[:-1]),
+        _check.weights(fn, "normalizer", normalizer, ()),
+        label_smoothing=_check.fraction(fn, "label_smoothing", label_smoothing),
+        z_loss=_check.not_negative(fn, "z_loss", z_loss),
+        logit_softcap=_check.softcap(fn, logit_softcap),
+        reduction=_check.reduction(fn, reduction, normalizer=normalizer, axis_name=axis_name),
+        axis_name=axis_name,
+    )
+    with _check.reverse_only(fn, "softmax_cross_entropy or its integer-label form"):
+        return run()
+
+
+@partial(
+    jax.jit,
+    static_argnames=("label_smoothing", "z_loss", "logit_softcap", "reduction", "axis_name"),
+    inline=True,
+)
+def _cross_entropy(
+    z: Logits,
+    t: Targets,
+    kept: RowMask | None,
+    mask: ClassMask | None,
+    class_weights: ClassWeights | None,
+    row_weights: PerRow | None,
+    normalizer: Scalar | None,
+    *,
+    label_smoothing: float,
+    z_loss: float,
+    logit_softcap: float | None,
+    reduction: Reduction,
+    axis_name: AxisNames | None,
+) -> jax.Array:
+    losses, weights = weighed_rows(
+        row_terms.training_rows,
+        "cross_entropy",
+        z,
+        t,
+        kept,
+        mask,
+        class_weights,
+        row_weights,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
+    )
+    return reduce(losses, weights, reduction=reduction, normalizer=normalizer, axis_name=axis_name)
+
+
+def label_weights(
+    labels: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    class_weights: ArrayLike | None = None,
+    row_weights: ArrayLike | None = None,
+) -> jax.Array:
+    """What each row counts in the denominator of `cross_entropy`'s mean.
+
+        weight = (kept?) · w · c_y            mean = Σ_rows loss / Σ_rows weight
+
+    It needs no logits, so the denominator of a whole batch is known before the model runs: sum it
+    over micro-batches (or `psum` it over devices), pass it to each as `normalizer`, and the summed
+    gradients are those of the whole batch. A mean of means is not.
+
+    Args:
+      labels: integers `[*n]`.
+      where: boolean `[*n]`, or `[*n, V]` as for `cross_entropy`.
+      ignore_index: rows with this label weigh 0.
+      class_weights: `[V]`.
+      row_weights: `[*n]`.
+
+    Returns:
+      `[*n]` in float32 (float64 for float64 weights); NaN for a label without a class weight.
+
+    Raises:
+      TypeError, ValueError: as `cross_entropy`.
+
+    Saved for the backward pass: the arguments.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> labels = jnp.array([2, 0, -100, 1])
+      >>> weights = jnp.array([1.0, 2.0, 4.0])
+      >>> print(jxent.label_weights(labels, ignore_index=-100, class_weights=weights))
+      [4. 1. 0. 2.]
+
+    Source:
+      The denominator of PyTorch's weighted mean, `torch.nn.CrossEntropyLoss`.
+    """
+    fn = "label_weights"
+    y = _check.labels(fn, labels, _check.shape_of(labels))
+    keep = _check.row_mask(fn, where, y.shape)
+    kept = kept_rows(y, keep, _check.ignore_index(fn, ignore_index, labelled=True))
+    c = None
+    if class_weights is not None:
+        c = _check.weights(
+            fn, "class_weights", class_weights, _check.one_axis(fn, "class_weights", class_weights)
+        )
+    _check.label_values(fn, labels, None if c is None else c.shape[0], kept)
+    return _label_weights(y, kept, c, _check.weights(fn, "row_weights", row_weights, y.shape))
+
+
+@partial(jax.jit, inline=True)
+def _label_weights(
+    y: Targets, kept: RowMask | None, c: ClassWeights | None, w: PerRow | None
+) -> PerRow:
+    wide = [x.dtype for x in (c, w) if x is not None and x.dtype == jnp.float64]
+    dtype = wide[0] if wide else jnp.dtype(jnp.float32)
+    weights = only(kept, None if w is None else w.astype(dtype))
+    c = None if c is None else c.astype(dtype)
+    return row_weight(y.shape, kept, weights, class_weight(y, c, kept, None), dtype)

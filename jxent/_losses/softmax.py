@@ -1,0 +1,291 @@
+"""Row losses on the softmax: optax's names, order, keywords and defaults, one loss a row.
+
+Rows are not reduced, and every transformation of JAX applies: jvp, linearize, jacfwd and hessian
+as well as grad.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jxent import _check
+from jxent._core.row_losses import classes_last, of_nll, soft_labels, weighted_row_losses
+from jxent._typing import ArrayLike, Axes, Scalar
+
+
+def softmax_cross_entropy_with_integer_labels(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: Axes = -1,
+    where: ArrayLike | None = None,
+    *,
+    class_weights: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+) -> jax.Array:
+    """Softmax cross-entropy of each row with its integer label, in nats.
+
+        loss = (1−ε) c_y nll_y + (ε/V) Σ_v c_v nll_v + ζ lse(z)²        nll_v = lse(z) − z_v
+
+    The drop-in for `optax.softmax_cross_entropy_with_integer_labels`, in every mode of
+    differentiation. `cross_entropy` is the same loss reduced, with row weights and a denominator.
+
+    Args:
+      logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
+      labels: integers `[*n]` in [0, V); flat indices where `axis` is a tuple.
+      axis: the class axis, a tuple of axes that are flattened together, or None for all.
+      where: boolean, `[*n]` to keep rows or of the logits' shape to keep classes. A row without
+        any class is dropped. Dropped rows are exactly 0, loss and gradient.
+      class_weights: `[V]`, over the flattened class axes.
+      label_smoothing: ε in [0, 1], static.
+      z_loss: ζ ≥ 0, static.
+      logit_softcap: κ > 0, static; z = κ tanh(logits/κ).
+
+    Returns:
+      `[*n]` in nats, float32 (float64 for float64 logits).
+
+    Raises:
+      TypeError, ValueError: as `cross_entropy`; concrete labels outside [0, V) too. Under jit they
+        are NaN in the loss and gradient of their row.
+
+    Saved for the backward pass: the arguments and a few numbers per row.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> logits = jnp.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]])
+      >>> labels = jnp.array([0, 1])
+      >>> losses = jxent.softmax_cross_entropy_with_integer_labels(logits, labels)
+      >>> with jnp.printoptions(precision=4, suppress=True): print(losses)
+      [0.2761 2.9518]
+
+    Source:
+      Goodfellow, Bengio, Courville, *Deep Learning* (2016), §6.2.2.
+    """
+    fn = "softmax_cross_entropy_with_integer_labels"
+    z, rows_of = classes_last(fn, logits, axis)
+    y = _check.labels(fn, labels, z.shape[:-1])
+    kept, mask = _check.where(fn, rows_of(where), z.shape)
+    _check.label_values(fn, labels, z.shape[-1], kept)
+    return weighted_row_losses(
+        fn,
+        z,
+        y,
+        kept,
+        mask,
+        _check.weights(fn, "class_weights", class_weights, z.shape[-1:]),
+        label_smoothing=_check.fraction(fn, "label_smoothing", label_smoothing),
+        z_loss=_check.not_negative(fn, "z_loss", z_loss),
+        logit_softcap=_check.softcap(fn, logit_softcap),
+    )
+
+
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: Axes = -1,
+    where: ArrayLike | None = None,
+    *,
+    class_weights: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+) -> jax.Array:
+    """Softmax cross-entropy of each row with a distribution, in nats, with 0·∞ = 0.
+
+        loss = Σ_v c_v ((1−ε) t_v + ε/V) nll_v + ζ lse(z)²        nll_v = lse(z) − z_v
+
+    The drop-in for `optax.softmax_cross_entropy` and for `optax.safe_softmax_cross_entropy` (under
+    that name it is this same function), in every mode of differentiation.
+
+    Args:
+      logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
+      labels: distributions or one-hot integers of the logits' shape, or one distribution, floats
+        `[V]`, for all rows. They need not sum to 1; they must not be negative.
+      axis, where, class_weights, label_smoothing, z_loss, logit_softcap: as in
+        `softmax_cross_entropy_with_integer_labels`.
+
+    Returns:
+      `[*n]` in nats, float32 (float64 for float64 logits).
+
+    Raises:
+      TypeError, ValueError: as `cross_entropy`. Mass on a class that `where` excludes is NaN in its
+        row.
+
+    Saved for the backward pass: the arguments and a few numbers per row.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> logits = jnp.array([[1.2, -0.8, -jnp.inf], [0.9, -1.2, 1.1]])
+      >>> targets = jnp.array([[0.9, 0.1, 0.0], [0.0, 0.5, 0.5]])
+      >>> losses = jxent.softmax_cross_entropy(logits, targets)
+      >>> with jnp.printoptions(precision=4, suppress=True): print(losses)
+      [0.3269 1.8018]
+
+    Source:
+      Goodfellow, Bengio, Courville, *Deep Learning* (2016), §6.2.2.
+    """
+    fn = "softmax_cross_entropy"
+    z, rows_of = classes_last(fn, logits, axis)
+    kept, mask = _check.where(fn, rows_of(where), z.shape)
+    return weighted_row_losses(
+        fn,
+        z,
+        soft_labels(fn, labels, z, rows_of, one_row=True),
+        kept,
+        mask,
+        _check.weights(fn, "class_weights", class_weights, z.shape[-1:]),
+        label_smoothing=_check.fraction(fn, "label_smoothing", label_smoothing),
+        z_loss=_check.not_negative(fn, "z_loss", z_loss),
+        logit_softcap=_check.softcap(fn, logit_softcap),
+    )
+
+
+safe_softmax_cross_entropy = softmax_cross_entropy
+
+
+def softmax_focal_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    gamma: ArrayLike = 2.0,
+    axis: Axes = -1,
+    where: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+) -> jax.Array:
+    """Focal loss of each row: cross-entropy that turns away from what is already learnt, in nats.
+
+        loss = c_y (1 − p_y)^γ nll_y             for a label y
+        loss = Σ_v t_v c_v (1 − p_v)^γ nll_v     for a distribution t
+
+    γ = 0 is the cross-entropy. 1 − p is −expm1(−nll), so confident rows keep their digits and the
+    gradient is finite for every γ ≥ 0.
+
+    Args:
+      logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
+      labels: integers `[*n]`, or distributions or one-hot integers of the logits' shape.
+      gamma: γ ≥ 0 and finite, a scalar; it may be traced.
+      axis, where, class_weights: as in `softmax_cross_entropy_with_integer_labels`.
+
+    Returns:
+      `[*n]` in nats, float32 (float64 for float64 logits). NaN, gradient too, for a traced γ that
+      is negative or not finite.
+
+    Raises:
+      TypeError, ValueError: as `cross_entropy`; a concrete γ that is negative or not finite.
+
+    Saved for the backward pass: the arguments and a few numbers per row for labels, the arguments
+    for distributions.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> logits = jnp.array([[4.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+      >>> labels = jnp.array([0, 2])
+      >>> losses = jxent.softmax_focal_loss(logits, labels)
+      >>> with jnp.printoptions(precision=4, suppress=True): print(losses)
+      [0.     0.9635]
+
+    Source:
+      Lin et al., *Focal Loss for Dense Object Detection*, arXiv:1708.02002, with the softmax.
+    """
+    fn = "softmax_focal_loss"
+    _check.finite_nonnegative(fn, "gamma", gamma)
+    return of_nll(fn, _focal, {"gamma": gamma}, logits, labels, axis, where, class_weights)
+
+
+def poly_loss_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    epsilon: ArrayLike | tuple[ArrayLike, ...] = 2.0,
+    axis: Axes = -1,
+    where: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+) -> jax.Array:
+    """Poly loss of each row: cross-entropy, its first terms in 1 − p weighed anew, in nats.
+
+        loss = Σ_v t_v c_v (nll_v + ε (1 − p_v))                  one ε: Poly-1
+        loss = Σ_v t_v c_v (nll_v + Σ_k ε_k (1 − p_v)^k)          a tuple (ε_1, …, ε_K): Poly-K
+
+    nll is Σ_k (1 − p)^k/k, so ε_k makes the k-th coefficient 1/k + ε_k, and ε_k = −1/k drops it.
+    The drop-in for `optax.poly_loss_cross_entropy`; integer labels are accepted too.
+
+    Args:
+      logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
+      labels: distributions or one-hot integers of the logits' shape, one distribution, floats
+        `[V]`, or integers `[*n]`.
+      epsilon: ε, a scalar, or a tuple of scalars ε_1, ε_2, …; they may be traced, and negative.
+      axis, where, class_weights: as in `softmax_cross_entropy_with_integer_labels`.
+
+    Returns:
+      `[*n]` in nats, float32 (float64 for float64 logits).
+
+    Raises:
+      TypeError, ValueError: as `cross_entropy`.
+
+    Saved for the backward pass: as `softmax_focal_loss`.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> logits = jnp.array([[1.2, -0.8, -0.5]])
+      >>> losses = jxent.poly_loss_cross_entropy(logits, jnp.array([[1.0, 0.0, 0.0]]))
+      >>> with jnp.printoptions(precision=4, suppress=True): print(losses)
+      [0.7587]
+
+    Source:
+      Leng et al., *PolyLoss*, arXiv:2204.12511.
+    """
+    fn = "poly_loss_cross_entropy"
+    terms = {"epsilon": epsilon}
+    if isinstance(epsilon, tuple):
+        terms = {f"epsilon[{k}]": e for k, e in enumerate(epsilon)}
+    return of_nll(fn, _poly, terms, logits, labels, axis, where, class_weights, one_row=True)
+
+
+@jax.custom_jvp
+def _focal(nll: Array, gamma: Scalar) -> Array:
+    """(1 − p)^γ nll with 1 − p = −expm1(−nll)."""
+    return _modulation(nll, gamma) * nll
+
+
+def _modulation(nll: Array, gamma: Scalar) -> Array:
+    inside = ~(nll <= 0)
+    base = -jnp.expm1(-jnp.where(inside, nll, 1))
+    right = (gamma >= 0) & (gamma < jnp.inf)
+    power = jnp.where(inside, base**gamma, (gamma == 0).astype(nll.dtype))
+    return jnp.where(right, power, jnp.nan)
+
+
+@_focal.defjvp
+def _focal_jvp(primals: tuple[Array, Scalar], tangents: tuple[Array, Scalar]) -> tuple:
+    nll, gamma = primals
+    nll_dot, gamma_dot = tangents
+    # d/dnll = (1−p)^γ (1 + γ nll/expm1(nll)); the ratio is 1 at 0 and 0 at ∞.
+    inside = (nll > 0) & jnp.isfinite(nll)
+    safe = jnp.where(inside, nll, 1)
+    ratio = jnp.where(inside, _ratio(safe), jnp.where(nll > 0, 0, 1))
+    by_nll = _modulation(nll, gamma) * (1 + gamma * ratio)
+    by_gamma = _focal(nll, gamma) * jnp.log(-jnp.expm1(-safe))
+    by_gamma = jnp.where(inside | jnp.isnan(nll), by_gamma, 0)
+    return _focal(nll, gamma), by_nll * nll_dot + by_gamma * gamma_dot
+
+
+def _ratio(n: Array) -> Array:
+    """n/(e^n − 1): neither e^n nor, differentiated, the square of a small n must be a float."""
+    small = n < 0.1
+    v, w = jnp.where(small, n, 0), jnp.where(small, 1, n)
+    square = v * v
+    # n/(e^n − 1) = Σ B_k n^k/k! in Bernoulli's numbers
+    even = 1 / 30240 - square / 1209600
+    near = 1 - v / 2 + square * (1 / 12 + square * (-1 / 720 + square * even))
+    return jnp.where(small, near, w * jnp.exp(-w) / -jnp.expm1(-w))
+
+
+def _poly(nll: Array, *epsilon: Scalar) -> Array:
+    """nll + Σ_k ε_k u^k with u = 1 − p = −expm1(−nll)."""
+    u, terms = -jnp.expm1(-nll), jnp.zeros_like(nll)
+    for e in reversed(epsilon):
+        terms = u * (e + terms)
+    return nll + terms

@@ -1,0 +1,400 @@
+"""Every number of a classifier at once, on its way: sums over batches, scans and devices.
+
+Each sum is kept in two floats (`_core.compensated`); what they come to is divided and
+exponentiated once, at the end.  The formulas are in `metrics`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jxent import _check
+from jxent._core import compensated, log_softmax
+from jxent._core.compensated import Sum, columns
+from jxent._core.log_softmax import settled
+from jxent._core.safe_math import scale
+from jxent._core.targets import at_label, is_label, kept_rows, narrow
+from jxent._losses.cross_entropy import cross_entropy
+from jxent._typing import ArrayLike, AxisNames, Labels, Logits, PerRow, RowMask, Scalar
+from jxent.metrics.average import Average, averaged, nothing, on_each
+from jxent.metrics.calibration import Reliability, curve, of_bins
+
+BINS = 15
+CONFUSION_UP_TO = 1000  # classes
+
+
+class Summary(NamedTuple):
+    """What `ClassificationMetrics` come to; `str` is a table.
+
+    Args:
+      weight: Σ w, the number of rows where they have no weights.
+      log_loss: nats a row.
+      perplexity: exp of it.
+      bits_per_token: log loss in bits a row.
+      bits_per_byte: over the rows whose bytes were counted.
+      accuracy: the first of the most probable classes is the label.
+      top_k: the k of `top_k_accuracy`.
+      top_k_accuracy: `[K]`, the label is among the k most probable classes.
+      brier_score: between 0 and 2, summed over classes.
+      expected_calibration_error: between 0 and 1.
+      class_weight: `[V]`, Σ w of each label's rows.
+      class_cross_entropy: `[V]`, nats a row of that label.
+      confusion: `[V, V]`, Σ w of label (row) against prediction (column); None if not kept.
+      reliability: the curve that the calibration error sums up.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jxent.metrics import ClassificationMetrics
+      >>> metrics = ClassificationMetrics.empty(3, top_k=(2,))
+      >>> logits = jnp.array([[2.0, 0.5, -1.0], [0.1, 0.2, 3.0]])
+      >>> print(metrics.update(logits, jnp.array([0, 1])).summary())
+      rows                            2
+      log loss                   1.5755  nats
+      perplexity                 4.8329
+      bits per token             2.2729
+      accuracy                   50.00%
+      top-2 accuracy            100.00%
+      Brier score                0.8889
+      calibration error          0.5553
+
+    Source:
+      Murphy, Probabilistic Machine Learning, 2022, §5.1.
+    """
+
+    weight: Array
+    log_loss: Array
+    perplexity: Array
+    bits_per_token: Array
+    bits_per_byte: Array
+    accuracy: Array
+    top_k: tuple[Any, ...]
+    top_k_accuracy: Array
+    brier_score: Array
+    expected_calibration_error: Array
+    class_weight: Array
+    class_cross_entropy: Array
+    confusion: Array | None
+    reliability: Reliability
+
+    def __str__(self) -> str:
+        """The numbers that are one each."""
+        lines = [
+            ("rows", f"{float(self.weight):,.10g}", ""),
+            ("log loss", f"{self.log_loss:.4f}", "nats"),
+            ("perplexity", f"{self.perplexity:.4f}", ""),
+            ("bits per token", f"{self.bits_per_token:.4f}", ""),
+            ("bits per byte", f"{self.bits_per_byte:.4f}", ""),
+            ("accuracy", f"{self.accuracy:.2%}", ""),
+            *(
+                (f"top-{k} accuracy", f"{share:.2%}", "")
+                for k, share in zip(self.top_k, self.top_k_accuracy, strict=True)
+            ),
+            ("Brier score", f"{self.brier_score:.4f}", ""),
+            ("calibration error", f"{self.expected_calibration_error:.4f}", ""),
+        ]
+        if math.isnan(self.bits_per_byte) and not math.isnan(self.log_loss):
+            del lines[4]  # no bytes were counted
+        return "\n".join(f"{a:<20}{b:>13}  {c}".rstrip() for a, b, c in lines)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=(
+        "loss",
+        "per_byte",
+        "brier",
+        "hit",
+        "top",
+        "class_loss",
+        "bin_confidence",
+        "bin_hit",
+        "confused",
+    ),
+    meta_fields=("top_k",),
+)
+@dataclass(frozen=True, eq=False)
+class ClassificationMetrics:
+    """Every number of `Summary` on its way, over batches of logits and labels.
+
+    A pytree of fixed size for `jit`, `lax.scan` and `jax.shard_map`: begin with `empty`, `update`
+    it with every batch, `merge` what was measured apart, `psum` over devices, and ask for the
+    `summary` at the end.
+
+    Args:
+      loss: nats a row, an `Average`, as are all others.
+      per_byte: nats a byte, of the rows whose bytes were counted.
+      brier: Σ_v (p_v − [v = y])².
+      hit: whether the most probable class is the label.
+      top: `[K]`, whether the label is among the k most probable.
+      class_loss: `[V]`, nats a row of each label.
+      bin_confidence: `[B]`, max p of the rows in each bin of max p.
+      bin_hit: `[B]`, how often they are right.
+      confused: `[V, V]`, label against prediction; None if not kept.
+      top_k: the k of `top`, static.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jxent.metrics import ClassificationMetrics
+      >>> logits = jnp.array([[2.0, 0.5, -1.0], [0.1, 0.2, 3.0], [9.0, 9.0, 9.0]])
+      >>> labels = jnp.array([0, 1, -100])
+      >>> @jax.jit
+      ... def evaluate(metrics, logits, labels):
+      ...     return metrics.update(logits, labels, ignore_index=-100)
+      >>> metrics = ClassificationMetrics.empty(3)
+      >>> for batch in (slice(0, 1), slice(1, 3)):  # batches may differ in size
+      ...     metrics = evaluate(metrics, logits[batch], labels[batch])
+      >>> summary = metrics.summary()
+      >>> print(f"{summary.log_loss:.4f} nats, accuracy {summary.accuracy:.0%}")
+      1.5755 nats, accuracy 50%
+
+    Source:
+      Brier, Verification of Forecasts Expressed in Terms of Probability, 1950; Naeini, Cooper and
+      Hauskrecht, Obtaining Well Calibrated Probabilities Using Bayesian Binning, 2015; Guo et al.,
+      On Calibration of Modern Neural Networks, arXiv:1706.04599.
+    """
+
+    loss: Average
+    per_byte: Average
+    brier: Average
+    hit: Average
+    top: Average
+    class_loss: Average
+    bin_confidence: Average
+    bin_hit: Average
+    confused: Average | None
+    top_k: tuple[int, ...]
+
+    @classmethod
+    def empty(
+        cls,
+        classes: int,
+        *,
+        top_k: tuple[int, ...] = (),
+        bins: int = BINS,
+        confusion: bool | None = None,
+        dtype: Any = jnp.float32,
+    ) -> "ClassificationMetrics":
+        """Nothing measured yet.
+
+        Args:
+          classes: V.
+          top_k: which k to measure the top-k accuracy for.
+          bins: of equal width in confidence, for calibration.
+          confusion: whether to keep the `[V, V]` confusion; None for up to 1000 classes.
+          dtype: of the sums, float32 or float64; each is kept in two numbers of it.
+        """
+        fn = "ClassificationMetrics.empty"
+        classes = _check.whole(fn, "classes", classes, 1)
+        bins = _check.whole(fn, "bins", bins, 1)
+        top_k = tuple(_check.whole(fn, "top_k", k, 1) for k in top_k)
+        confusion = classes <= CONFUSION_UP_TO if confusion is None else confusion
+        of_class, of_bin = (classes,), (bins,)
+        empty = partial(nothing, _check.sums_dtype(fn, dtype))
+        return cls(
+            loss=empty(),
+            per_byte=empty(),
+            brier=empty(),
+            hit=empty(),
+            top=empty((len(top_k),)),
+            class_loss=empty(of_class, of_class),
+            bin_confidence=empty(of_bin, of_bin),
+            bin_hit=empty(of_bin, of_bin),
+            confused=empty((classes, classes)) if confusion else None,
+            top_k=top_k,
+        )
+
+    def update(
+        self,
+        logits: ArrayLike,
+        labels: ArrayLike,
+        *,
+        where: ArrayLike | None = None,
+        ignore_index: int | None = None,
+        row_weights: ArrayLike | None = None,
+        byte_counts: ArrayLike | None = None,
+    ) -> "ClassificationMetrics":
+        """A batch of rows as well.
+
+        Args:
+          logits: `[*n, V]`, floating point; −inf is an impossible class.
+          labels: integers `[*n]` in [0, V).
+          where: boolean `[*n]`, the rows to keep.
+          ignore_index: rows with this label are dropped.
+          row_weights: `[*n]`.
+          byte_counts: `[*n]`, how many bytes each row's token stands for.
+
+        Raises:
+          ValueError: another number of classes, other shapes, a concrete label outside [0, V).
+          TypeError: logits that are not floating point, labels that are not integers.
+        """
+        fn = "ClassificationMetrics.update"
+        z, y, kept, w = rows_of(fn, logits, labels, where, ignore_index, row_weights)
+        _check.same_classes(fn, z, self.class_loss.total.shape[0])
+        counted = _check.weights(fn, "byte_counts", byte_counts, y.shape)
+        return _update(self, z, y, kept, w, counted)
+
+    def merge(self, other: "ClassificationMetrics") -> "ClassificationMetrics":
+        """Both together; they must have been made with the same options.
+
+        Raises:
+          ValueError: they were not.
+        """
+        _check.same_made("ClassificationMetrics.merge", self._options(), other._options())
+        return on_each(Average.merge, self, other)
+
+    def psum(self, axis_name: AxisNames) -> "ClassificationMetrics":
+        """All devices' of these mesh axes together, inside `jax.shard_map`.
+
+        Sum once, at the end, what each device has measured. There `empty` is the same on every
+        device: before it can be the carry of a `lax.scan`, update it once.
+        """
+        return on_each(lambda average: average.psum(axis_name), self)
+
+    def summary(self) -> Summary:
+        """The numbers, also inside `jit`."""
+        return _summary(self)._replace(top_k=self.top_k)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "classes": self.class_loss.total.shape[0],
+            "top_k": self.top_k,
+            "bins": self.bin_hit.total.shape[0],
+            "confusion": self.confused is not None,
+            "dtype": jnp.dtype(self.loss.total.dtype).name,
+        }
+
+
+@partial(jax.jit, inline=True)
+def _summary(m: ClassificationMetrics) -> Summary:
+    log_loss = m.loss.mean()
+    count = m.loss.sums()[1]
+    reliability = curve(m.bin_confidence, m.bin_hit)
+    return Summary(
+        weight=count.value + count.rest,
+        log_loss=log_loss,
+        perplexity=jnp.exp(log_loss),
+        bits_per_token=log_loss / math.log(2),
+        bits_per_byte=m.per_byte.mean() / math.log(2),
+        accuracy=m.hit.mean(),
+        top_k=m.top_k,
+        top_k_accuracy=m.top.mean(),
+        brier_score=m.brier.mean(),
+        expected_calibration_error=reliability.error,
+        class_weight=m.class_loss.weight + m.class_loss.weight_rest,
+        class_cross_entropy=m.class_loss.mean(),
+        confusion=None if m.confused is None else m.confused.total + m.confused.total_rest,
+        reliability=reliability,
+    )
+
+
+def rows_of(
+    fn: str,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    where: ArrayLike | None,
+    ignore_index: int | None,
+    row_weights: ArrayLike | None,
+) -> tuple[Logits, Labels, RowMask | None, PerRow | None]:
+    """The arguments, checked: logits, labels, the rows that are kept, what they weigh."""
+    z = _check.logits(fn, logits)
+    y = _check.labels(fn, labels, z.shape[:-1])
+    keep = _check.rows_kept(fn, where, y.shape, "logits")
+    kept = kept_rows(y, keep, _check.ignore_index(fn, ignore_index, labelled=True))
+    _check.label_values(fn, labels, z.shape[-1], kept)
+    return z, y, kept, _check.weights(fn, "row_weights", row_weights, y.shape)
+
+
+class Measured(NamedTuple):
+    """A batch, one row after the other; what is dropped weighs 0."""
+
+    w: Float[Array, " N"]
+    loss: Float[Array, " N"]
+    y: Int[Array, " N"]  # 0 for a bad label, whose row is at fault
+    predicted: Int[Array, " N"]
+    rank: Int[Array, " N"]  # how many classes come before the label
+    p: Float[Array, "N V"]
+    confidence: Float[Array, " N"]
+    poison: Scalar  # NaN if a row is at fault: it could have told in any sum
+
+
+def measured(
+    z: Logits, y: Labels, kept: RowMask | None, w: PerRow | None, dtype: jnp.dtype
+) -> Measured:
+    """Measure each row: its loss, its label's rank, its probabilities and confidence."""
+    z, y = settled(z).reshape(-1, z.shape[-1]), y.ravel()
+    w = jnp.ones(y.shape, dtype) if w is None else w.ravel().astype(dtype)
+    w = w if kept is None else jnp.where(kept.ravel(), w, 0)
+    loss = cross_entropy(z, y, where=w != 0, reduction="none")
+    fault = jnp.any(jnp.isnan(loss) | jnp.isnan(w))
+    y = jnp.maximum(narrow(y, z.shape[-1]), 0)
+    stats = log_softmax.statistics(z, loss.dtype)
+    p = log_softmax.probabilities(z.astype(loss.dtype), stats, log_softmax.log_normaliser(stats))
+    z_y, classes = at_label(z, y)[:, None], lax.broadcasted_iota(jnp.int32, z.shape, 1)
+    before = (z > z_y) | ((z == z_y) & (classes < y[:, None]))
+    return Measured(
+        w=w,
+        loss=loss.astype(dtype),
+        y=y,
+        predicted=jnp.argmax(z, axis=-1).astype(jnp.int32),
+        rank=jnp.sum(before, axis=-1, dtype=jnp.int32),
+        p=p.astype(dtype),
+        confidence=(1 / (1 + stats.S)).astype(dtype),
+        poison=jnp.where(fault, jnp.nan, 0).astype(dtype),
+    )
+
+
+def _brier(m: Measured) -> Float[Array, " N"]:
+    minus_1 = jnp.expm1(-m.loss)[:, None]  # p_y − 1 without cancellation
+    return jnp.sum(jnp.where(is_label(m.y, m.p), minus_1, m.p) ** 2, axis=-1)
+
+
+def add(
+    metrics: ClassificationMetrics,
+    z: Logits,
+    y: Labels,
+    kept: RowMask | None,
+    w: PerRow | None,
+    byte_counts: PerRow | None,
+) -> ClassificationMetrics:
+    """Add a batch of checked arguments to the sums."""
+    m = measured(z, y, kept, w, metrics.loss.total.dtype)
+    classes, bins = z.shape[-1], metrics.bin_hit.total.shape[0]
+    dtype = m.w.dtype
+    nats, hit = scale(m.w, m.loss), (m.rank < 1).astype(dtype)
+    each = [m.w, nats, scale(m.w, _brier(m)), scale(m.w, hit)]
+    weight, loss, brier, hits = columns(compensated.down(jnp.stack(each, axis=-1)))
+    top = jnp.stack([(m.rank < k).astype(dtype) for k in metrics.top_k] or [hit], axis=-1)
+    tops = compensated.down(scale(m.w[:, None], top)[:, : len(metrics.top_k)])
+    per_class = compensated.by_segment(jnp.stack([nats, m.w], axis=-1), m.y, classes)
+    per_byte, confused = nothing(dtype), None
+    if byte_counts is not None:
+        each = [nats, scale(m.w, byte_counts.ravel().astype(dtype))]
+        per_byte = averaged(*columns(compensated.down(jnp.stack(each, axis=-1))))
+    if metrics.confused is not None:
+        cells = compensated.by_segment(m.w[:, None], m.y * classes + m.predicted, classes**2)
+        confused = averaged(Sum(*(x.reshape(classes, classes) for x in cells)), weight)
+    bin_confidence, bin_hit = of_bins(m.w, m.confidence, hit, bins)
+    batch = ClassificationMetrics(
+        loss=averaged(loss, weight),
+        per_byte=per_byte,
+        brier=averaged(brier, weight),
+        hit=averaged(hits, weight),
+        top=averaged(tops, weight),
+        class_loss=averaged(*columns(per_class)),
+        bin_confidence=bin_confidence,
+        bin_hit=bin_hit,
+        confused=confused,
+        top_k=metrics.top_k,
+    )
+    return metrics.merge(on_each(lambda average: average.poisoned(m.poison), batch))
+
+
+_update = jax.jit(add, inline=True)
