@@ -120,7 +120,8 @@ def distillation_loss(
         outside [0, V) that is not dropped; `alpha` or `ignore_index` without hard labels. Under jit
         such a label, and a temperature or α out of range, are NaN.
 
-    Saved for the backward pass: the arguments as given and a few numbers per row.
+    Residuals:
+      The arguments as given and a few numbers per row.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -135,7 +136,7 @@ def distillation_loss(
       >>> print(f"{loss:.4f} nats")
       0.2491 nats
 
-    Source:
+    References:
       Hinton, Vinyals, Dean, *Distilling the Knowledge in a Neural Network*, arXiv:1503.02531, for
       T² and α; Agarwal et al., *On-Policy Distillation of Language Models*, arXiv:2306.13649, for
       the reverse divergence and the generalised Jensen–Shannon divergence; Lin, *Divergence
@@ -216,8 +217,9 @@ def linear_distillation_loss(
     Raises:
       TypeError, ValueError: as `distillation_loss` and `linear_cross_entropy`.
 
-    Saved for the backward pass: for a mean or a sum the gradients that are asked for, in float32;
-    for "none" the arguments and one number per row. Reverse mode, to any order.
+    Residuals:
+      For a mean or a sum the gradients that are asked for, in float32; for "none" the arguments and
+      one number per row. Reverse mode, to any order.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -230,7 +232,7 @@ def linear_distillation_loss(
       >>> bool(jnp.allclose(loss, stored))
       True
 
-    Source:
+    References:
       As `distillation_loss`; Hsu et al., *Liger Kernel*, arXiv:2410.10989, for gradients beside
       the loss.
     """

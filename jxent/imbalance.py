@@ -57,8 +57,6 @@ def balanced_class_weights(counts: ArrayLike) -> jax.Array:
       ValueError: a concrete count that is not positive and finite; counts not of one axis.
       TypeError: not numbers.
 
-    Saved for the backward pass: the argument.
-
     Example:
       >>> import jax.numpy as jnp, jxent
       >>> with jnp.printoptions(precision=4, suppress=True): print(
@@ -66,7 +64,7 @@ def balanced_class_weights(counts: ArrayLike) -> jax.Array:
       ... )
       [ 0.3704  3.7037 33.3333]
 
-    Source:
+    References:
       King and Zeng, Logistic Regression in Rare Events Data, 2001; scikit-learn's
       `compute_class_weight("balanced")`.
     """
@@ -94,8 +92,6 @@ def effective_number_weights(counts: ArrayLike, beta: float) -> jax.Array:
         outside [0, 1].
       TypeError: counts that are not numbers; a traced β.
 
-    Saved for the backward pass: the argument.
-
     Example:
       >>> import jax.numpy as jnp, jxent
       >>> counts = jnp.array([5000, 500, 50])
@@ -104,7 +100,7 @@ def effective_number_weights(counts: ArrayLike, beta: float) -> jax.Array:
       ... )
       [0.1256 0.317  2.5574]
 
-    Source:
+    References:
       Cui, Jia, Lin, Song and Belongie, Class-Balanced Loss Based on Effective Number of Samples,
       arXiv:1901.05555, equation 3.
     """
@@ -145,7 +141,8 @@ def logit_adjustment(logits: ArrayLike, prior: ArrayLike, tau: ArrayLike = 1.0) 
         everywhere, or 0 somewhere with a concrete τ < 0.
       TypeError: logits that are not floating point; a prior or τ that is not numbers.
 
-    Saved for the backward pass: the prior and τ.
+    Residuals:
+      The prior and τ.
 
     Example:
       >>> import jax, jax.numpy as jnp, jxent
@@ -158,7 +155,7 @@ def logit_adjustment(logits: ArrayLike, prior: ArrayLike, tau: ArrayLike = 1.0) 
       >>> bool(jnp.allclose(loss, jxent.cross_entropy(adjusted, labels)))
       True
 
-    Source:
+    References:
       Menon et al., Long-Tail Learning via Logit Adjustment, arXiv:2007.07314, equation 10; Ren et
       al., Balanced Meta-Softmax for Long-Tailed Visual Recognition, arXiv:2007.10740.
     """
@@ -189,8 +186,6 @@ def ldam_margins(counts: ArrayLike, max_margin: float = 0.5) -> jax.Array:
         max_margin negative.
       TypeError: counts that are not numbers; a traced max_margin.
 
-    Saved for the backward pass: the argument.
-
     Example:
       >>> import jax.numpy as jnp, jxent
       >>> with jnp.printoptions(precision=4, suppress=True): print(
@@ -198,7 +193,7 @@ def ldam_margins(counts: ArrayLike, max_margin: float = 0.5) -> jax.Array:
       ... )
       [0.25   0.5    0.1667]
 
-    Source:
+    References:
       Cao, Wei, Gaidon, Arechiga and Ma, Learning Imbalanced Datasets with Label-Distribution-Aware
       Margin Loss, arXiv:1906.07413, equation 13.
     """
@@ -235,7 +230,8 @@ def ldam(row_losses: ArrayLike, labels: ArrayLike, margins: ArrayLike) -> jax.Ar
       TypeError: losses that are not floating point, labels that are not integers, margins that are
         not numbers.
 
-    Saved for the backward pass: the arguments.
+    Residuals:
+      The arguments.
 
     Example:
       >>> import jax.numpy as jnp, jxent
@@ -247,7 +243,7 @@ def ldam(row_losses: ArrayLike, labels: ArrayLike, margins: ArrayLike) -> jax.Ar
       ... )
       [0.4634 0.161 ]
 
-    Source:
+    References:
       Cao, Wei, Gaidon, Arechiga and Ma, Learning Imbalanced Datasets with Label-Distribution-Aware
       Margin Loss, arXiv:1906.07413, equation 12.
     """

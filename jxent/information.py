@@ -52,7 +52,8 @@ def entropy(p: ArrayLike) -> jax.Array:
       ValueError: a concrete entry outside [0, 1]; no axis of classes, or no classes.
       TypeError: not numbers.
 
-    Saved for the backward pass: the argument.
+    Residuals:
+      The argument.
 
     Example:
       >>> import jax.numpy as jnp
@@ -60,7 +61,7 @@ def entropy(p: ArrayLike) -> jax.Array:
       >>> print(information.entropy(jnp.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])).round(4))
       [0.6931 0.    ]
 
-    Source:
+    References:
       Shannon, A Mathematical Theory of Communication, 1948; Cover and Thomas, Elements of
       Information Theory, 2006, §2.1.
     """
@@ -85,14 +86,15 @@ def cross_entropy(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
       ValueError: a concrete entry outside [0, 1]; shapes that do not match; eps outside [0, 0.5).
       TypeError: not numbers; a traced eps.
 
-    Saved for the backward pass: the arguments.
+    Residuals:
+      The arguments.
 
     Example:
       >>> from jxent import information
       >>> print(information.cross_entropy([0.1, 0.4, 0.5], [0.8, 0.15, 0.05]).round(4))
       2.279
 
-    Source:
+    References:
       Cover and Thomas, Elements of Information Theory, 2006, §5.4.
     """
     return _by_row(_cross_entropy, "cross_entropy", _pair("cross_entropy", p, q), eps=eps)
@@ -118,7 +120,8 @@ def binary_cross_entropy(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax
       ValueError: a concrete entry outside [0, 1]; shapes that do not match; eps outside [0, 0.5).
       TypeError: not numbers; a traced eps.
 
-    Saved for the backward pass: the arguments.
+    Residuals:
+      The arguments.
 
     Example:
       >>> from jxent import information
@@ -126,7 +129,7 @@ def binary_cross_entropy(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax
       >>> print([f"{loss:.4f}" for loss in losses])
       ['0.2231', '0.1054', '34.5388']
 
-    Source:
+    References:
       Goodfellow, Bengio, Courville, Deep Learning, 2016, §6.2.2.2.
     """
     fn = "binary_cross_entropy"
@@ -152,7 +155,8 @@ def kl_divergence(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
       ValueError: a concrete entry outside [0, 1]; shapes that do not match; eps outside [0, 0.5).
       TypeError: not numbers; a traced eps.
 
-    Saved for the backward pass: the arguments.
+    Residuals:
+      The arguments.
 
     Example:
       >>> from jxent import information
@@ -160,7 +164,7 @@ def kl_divergence(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
       >>> print(f"{nats:.4f}")
       1.3357
 
-    Source:
+    References:
       Kullback and Leibler, On Information and Sufficiency, 1951.
     """
     return _by_row(_kl_divergence, "kl_divergence", _pair("kl_divergence", p, q), eps=eps)
@@ -183,7 +187,8 @@ def js_divergence(p: ArrayLike, q: ArrayLike) -> jax.Array:
       ValueError: a concrete entry outside [0, 1]; shapes that do not match.
       TypeError: not numbers.
 
-    Saved for the backward pass: the arguments.
+    Residuals:
+      The arguments.
 
     Example:
       >>> from jxent import information
@@ -191,7 +196,7 @@ def js_divergence(p: ArrayLike, q: ArrayLike) -> jax.Array:
       >>> print([f"{nats:.4f}" for nats in divergences])
       ['0.6931', '0.2158']
 
-    Source:
+    References:
       Lin, Divergence Measures Based on the Shannon Entropy, 1991.
     """
     return _by_row(_js_divergence, "js_divergence", _pair("js_divergence", p, q))
@@ -211,14 +216,15 @@ def perplexity(p: ArrayLike) -> jax.Array:
     Raises:
       ValueError, TypeError: as `entropy`.
 
-    Saved for the backward pass: the argument, and one number a row.
+    Residuals:
+      The argument, and one number a row.
 
     Example:
       >>> from jxent import information
       >>> print(information.perplexity([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]]))
       [4. 1.]
 
-    Source:
+    References:
       Jelinek, Mercer, Bahl and Baker, Perplexity: a Measure of the Difficulty of Speech
       Recognition Tasks, 1977.
     """
@@ -245,7 +251,8 @@ def softmax_entropy(logits: ArrayLike) -> jax.Array:
       ValueError: no axis of classes, or no classes.
       TypeError: logits that are not floating point.
 
-    Saved for the backward pass: the argument.
+    Residuals:
+      The argument.
 
     Example:
       >>> import jax.numpy as jnp
@@ -254,7 +261,7 @@ def softmax_entropy(logits: ArrayLike) -> jax.Array:
       >>> print([f"{nats:.4g}" for nats in information.softmax_entropy(logits)])
       ['0.6931', '3.484e-16']
 
-    Source:
+    References:
       Cover and Thomas, Elements of Information Theory, 2006, §2.1.
     """
     return _softmax_entropy(_check.logits("softmax_entropy", logits))
@@ -272,14 +279,12 @@ def nats_to_bits(nats: ArrayLike) -> jax.Array:
     Raises:
       TypeError: not numbers.
 
-    Saved for the backward pass: nothing.
-
     Example:
       >>> from jxent import information
       >>> print(information.nats_to_bits(information.entropy([0.25, 0.25, 0.25, 0.25])))
       2.0
 
-    Source:
+    References:
       Cover and Thomas, Elements of Information Theory, 2006, §2.1.
     """
     return _check.number("nats_to_bits", "nats", nats) / math.log(2)
@@ -297,14 +302,12 @@ def bits_to_nats(bits: ArrayLike) -> jax.Array:
     Raises:
       TypeError: not numbers.
 
-    Saved for the backward pass: nothing.
-
     Example:
       >>> from jxent import information
       >>> print(information.bits_to_nats(8.0).round(4))
       5.5452
 
-    Source:
+    References:
       Cover and Thomas, Elements of Information Theory, 2006, §2.1.
     """
     return _check.number("bits_to_nats", "bits", bits) * math.log(2)

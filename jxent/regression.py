@@ -88,7 +88,8 @@ def gaussian_nll(
       ValueError: shapes that do not match, a concrete variance that is not positive or not in
         the range of the loss's dtype, both `variance` and `log_variance`.
 
-    Saved for the backward pass: the arguments, and what JAX keeps of arithmetic on them.
+    Residuals:
+      The arguments, and what JAX keeps of arithmetic on them.
 
     Example:
       >>> import jax.numpy as jnp
@@ -99,7 +100,7 @@ def gaussian_nll(
       >>> print([f"{nll:.4f}" for nll in gaussian_nll(mean, target, 4.0)])
       ['1.6121', '2.1121']
 
-    Source:
+    References:
       Nix and Weigend, *Estimating the Mean and Variance of the Target Probability Distribution*
       (1994); Goodfellow, Bengio, Courville, *Deep Learning* (2016), §5.5.1.
     """
@@ -154,8 +155,6 @@ def two_hot(values: ArrayLike, bins: Support, *, outside: Outside = "error") -> 
         in the dtype of the targets.
       TypeError: values or bins that are not numbers.
 
-    Saved for the backward pass: targets are seldom differentiated; what JAX keeps of arithmetic.
-
     Example:
       >>> import jax.numpy as jnp
       >>> from jxent.regression import expected_value, two_hot
@@ -166,7 +165,7 @@ def two_hot(values: ArrayLike, bins: Support, *, outside: Outside = "error") -> 
       >>> print(expected_value(t, (0.0, 3.0, 4), probabilities=True))
       [0.25 2.  ]
 
-    Source:
+    References:
       Bellemare, Dabney, Munos, *A Distributional Perspective on Reinforcement Learning*,
       arXiv:1707.06887, for the projection; Schrittwieser et al., arXiv:1911.08265, as targets.
     """
@@ -218,8 +217,6 @@ def hl_gauss(
         increasing, or a concrete sigma that is not positive, in the dtype of the targets.
       TypeError: values, edges or a sigma that are not numbers.
 
-    Saved for the backward pass: targets are seldom differentiated; what JAX keeps of arithmetic.
-
     Example:
       >>> import jax.numpy as jnp
       >>> from jxent.regression import bin_centers, expected_value, hl_gauss
@@ -229,7 +226,7 @@ def hl_gauss(
       >>> print(expected_value(t, bin_centers((0.0, 3.0, 3)), probabilities=True))
       [1.5]
 
-    Source:
+    References:
       Imani and White, *Improving Regression Performance with Distributional Losses*,
       arXiv:1806.04613; Farebrother et al., *Stop Regressing*, arXiv:2403.03950, for σ.
     """
@@ -293,15 +290,13 @@ def expected_value(logits: ArrayLike, bins: Support, *, probabilities: bool = Fa
         the dtype of the result; concrete negative probabilities.
       TypeError: logits that are not floating.
 
-    Saved for the backward pass: what JAX keeps of a softmax and a product.
-
     Example:
       >>> import jax.numpy as jnp
       >>> from jxent.regression import expected_value
       >>> print(expected_value(jnp.zeros((1, 5)), (0.0, 8.0, 5)))
       [4.]
 
-    Source:
+    References:
       Farebrother et al., *Stop Regressing*, arXiv:2403.03950.
     """
     fn = "expected_value"
@@ -338,14 +333,12 @@ def bin_centers(edges: Support) -> jax.Array:
       ValueError: edges that are not finite and increasing.
       TypeError: edges that are not numbers.
 
-    Saved for the backward pass: nothing.
-
     Example:
       >>> from jxent.regression import bin_centers
       >>> print(bin_centers((0.0, 3.0, 3)))
       [0.5 1.5 2.5]
 
-    Source:
+    References:
       Farebrother et al., *Stop Regressing*, arXiv:2403.03950.
     """
     fn = "bin_centers"
@@ -369,15 +362,13 @@ def count_outside(values: ArrayLike, support: Support) -> jax.Array:
       ValueError: a support that is not finite and increasing.
       TypeError: not numbers.
 
-    Saved for the backward pass: nothing; this is not differentiated.
-
     Example:
       >>> import jax.numpy as jnp
       >>> from jxent.regression import count_outside
       >>> print(count_outside(jnp.array([-1.0, 0.0, 2.0, 7.0]), (0.0, 5.0, 51)))
       2
 
-    Source:
+    References:
       A count; why it matters: Farebrother et al., *Stop Regressing*, arXiv:2403.03950, §4.
     """
     fn = "count_outside"

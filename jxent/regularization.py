@@ -61,7 +61,8 @@ def gradient_penalty(
       TypeError: λ is not a number. What `jax.grad` raises for loss_fn: a result that is no scalar,
         parameters that are not floats.
 
-    Saved for the backward pass: what loss_fn and its gradient save.
+    Residuals:
+      What loss_fn and its gradient save.
 
     Example:
       >>> import jax, jax.numpy as jnp, jxent
@@ -74,7 +75,7 @@ def gradient_penalty(
       0.7338 = 0.6931 + 0.025 · 1.625
       >>> smooth = jxent.regularization.gradient_penalty(loss_fn, 0.1, argnums=1)
 
-    Source:
+    References:
       Barrett and Dherin, Implicit Gradient Regularization, arXiv:2009.11162; of inputs: Drucker and
       LeCun, Improving Generalization Performance Using Double Backpropagation, 1992.
     """
@@ -122,7 +123,8 @@ def confidence_penalty(
       ValueError: no classes; where of another shape; a threshold that is not a scalar.
       TypeError: logits that are not floating point, a where that is not boolean.
 
-    Saved for the backward pass: the arguments.
+    Residuals:
+      The arguments.
 
     Example:
       >>> import jax.numpy as jnp, jxent
@@ -136,7 +138,7 @@ def confidence_penalty(
       ... )
       [0.     0.4975]
 
-    Source:
+    References:
       Pereyra, Tucker, Chorowski, Kaiser and Hinton, Regularizing Neural Networks by Penalizing
       Confident Output Distributions, arXiv:1701.06548.
     """

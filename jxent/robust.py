@@ -86,8 +86,8 @@ def generalized_cross_entropy(
     Raises:
       TypeError, ValueError: as `cross_entropy`; a concrete q outside [0, 1].
 
-    Saved for the backward pass: the arguments and a few numbers per row for labels, the arguments
-    for distributions.
+    Residuals:
+      The arguments and a few numbers per row for labels, the arguments for distributions.
 
     Example:
       >>> import jax.numpy as jnp, jxent
@@ -97,7 +97,7 @@ def generalized_cross_entropy(
       ... )
       [0.0355 1.4259]
 
-    Source:
+    References:
       Zhang and Sabuncu, Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy
       Labels, arXiv:1805.07836, equation 6.
     """
@@ -144,7 +144,8 @@ def symmetric_cross_entropy(
       TypeError, ValueError: as `cross_entropy`; a concrete α or β that is negative or not
         finite; A above 0.
 
-    Saved for the backward pass: the arguments and a few numbers per row.
+    Residuals:
+      The arguments and a few numbers per row.
 
     Example:
       >>> import jax.numpy as jnp, jxent
@@ -154,7 +155,7 @@ def symmetric_cross_entropy(
       ... )
       [0.1449 4.8995]
 
-    Source:
+    References:
       Wang, Ma, Chen, Luo, Yi and Bailey, Symmetric Cross Entropy for Robust Learning with Noisy
       Labels, arXiv:1908.06112, equation 7.
     """
@@ -214,7 +215,8 @@ def asymmetric_loss(
       TypeError: for logits that are not floating, a traced m, or other arguments that are not
         numbers.
 
-    Saved for the backward pass: the arguments.
+    Residuals:
+      The arguments.
 
     Example:
       >>> import jax.numpy as jnp, jxent
@@ -224,7 +226,7 @@ def asymmetric_loss(
       ... )
       [[0.1269 0.     0.2459]]
 
-    Source:
+    References:
       Ridnik et al., Asymmetric Loss For Multi-Label Classification, arXiv:2009.14119, equation 7.
     """
     fn = "asymmetric_loss"

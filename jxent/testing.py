@@ -53,8 +53,6 @@ def assert_gradients_match(
         tolerance is refused.
       ValueError: there is nothing to differentiate.
 
-    Saved for the backward pass: nothing; this is not differentiated.
-
     Example:
       >>> import jax, jax.numpy as jnp, jxent
       >>> labels = jnp.array([0, 2])
@@ -64,7 +62,7 @@ def assert_gradients_match(
       >>> jxent.testing.assert_gradients_match(
       ...     lambda z: jxent.cross_entropy(z, labels), reference, logits)
 
-    Source:
+    References:
       Central differences: Nocedal & Wright, *Numerical Optimization* (2006), §8.1.
     """
     moving = [i for i, arg in enumerate(args) if _differentiable(arg)]
@@ -138,6 +136,7 @@ def checked(fn: Callable[P, R]) -> Callable[P, R]:
     still raises, its place unknown.
 
     For debugging: fn is traced apart from its ordinary self, and every call waits for its result.
+    Differentiate inside fn, not through `checked`.
 
     Args:
       fn: a function of arrays that calls jxent losses, itself jitted or not.
@@ -147,8 +146,6 @@ def checked(fn: Callable[P, R]) -> Callable[P, R]:
 
     Raises:
       ValueError: from the call, at the first bad label, or at NaN among the results.
-
-    Saved for the backward pass: differentiate inside fn, not through `checked`.
 
     Example:
       >>> import jax, jax.numpy as jnp, jxent
@@ -160,7 +157,7 @@ def checked(fn: Callable[P, R]) -> Callable[P, R]:
       ...     print(str(error).split(";")[0])
       cross_entropy: `labels`[1] = 7 is outside [0, 3)
 
-    Source:
+    References:
       `jax.experimental.checkify`.
     """
     functional = checkify.checkify(fn, errors=checkify.user_checks)

@@ -181,14 +181,35 @@ def test_names_are_in_the_package_docstring(name):
 def test_docstrings_have_every_section(name):
     doc = inspect.getdoc(PUBLIC[name]) or ""
     returns = inspect.signature(PUBLIC[name]).return_annotation not in (None, "None")
-    wanted = ["Args:", "Raises:", "Saved for the backward pass:", "Example:", "Source:"]
+    wanted = ["Args:", "Raises:", "Example:", "References:"]
     if inspect.isclass(PUBLIC[name]):  # what a class raises and returns, its methods say
-        wanted, returns = ["Args:", "Example:", "Source:"], False
+        wanted, returns = ["Args:", "Example:", "References:"], False
     for section in wanted + ["Returns:"] * returns:
         assert re.search(rf"^{section}", doc, re.MULTILINE), f"{name} has no {section}"
     arguments = doc[doc.index("Args:") :]
     for parameter in inspect.signature(PUBLIC[name]).parameters:
         assert re.search(rf"\b{parameter}\b", arguments), f"{name} does not say what {parameter} is"
+
+
+# What is called for its value, or ends a computation, says nothing of a backward pass.
+NOT_DIFFERENTIATED = {
+    "jxent.label_weights",
+    "jxent.imbalance.balanced_class_weights",
+    "jxent.imbalance.effective_number_weights",
+    "jxent.imbalance.ldam_margins",
+    "jxent.information.bits_to_nats",
+    "jxent.information.nats_to_bits",
+    *(f"jxent.regression.{name}" for name in public_in(jxent.regression) if name != "gaussian_nll"),
+    *(f"jxent.metrics.{name}" for name in public_in(jxent.metrics)),
+    *(f"jxent.selection.{name}" for name in public_in(jxent.selection)),
+    *(f"jxent.testing.{name}" for name in public_in(jxent.testing)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_differentiated_functions_say_what_they_save(name):
+    says = re.search(r"^Residuals:\n  \S", inspect.getdoc(PUBLIC[name]) or "", re.MULTILINE)
+    assert bool(says) == (name not in NOT_DIFFERENTIATED)
 
 
 PUBLIC_METHODS = {

@@ -105,9 +105,9 @@ def linear_cross_entropy(
         reduction="none"; a concrete label outside [0, V) that is not dropped. Under jit such a
         label is NaN in the loss and in ∂/∂hidden of its row, and so in what sums over rows.
 
-    Saved for the backward pass: by "tokens" the gradients themselves, in float32, and nothing of
-    size N·V; by "vocab" the arguments (a copied head too) and six numbers per row; by "reference"
-      the logits.
+    Residuals:
+      By "tokens" the gradients themselves, in float32, and nothing of size N·V; by "vocab" the
+      arguments (a copied head too) and six numbers per row; by "reference" the logits.
 
     Example:
       >>> import jax, jax.numpy as jnp, jxent
@@ -122,7 +122,7 @@ def linear_cross_entropy(
       >>> dhidden.shape, dhead.shape
       ((6, 4), (4, 1000))
 
-    Source:
+    References:
       Wijmans et al., *Cut Your Losses in Large-Vocabulary Language Models*, arXiv:2411.09009, for
       blocks of classes; Hsu et al., *Liger Kernel*, arXiv:2410.10989, for gradients beside the
       loss.
@@ -283,7 +283,8 @@ def linear_log_probs(
     Raises:
       TypeError, ValueError: as `linear_cross_entropy`.
 
-    Saved for the backward pass: the arguments and seven numbers per row.
+    Residuals:
+      The arguments and seven numbers per row.
 
     Example:
       >>> import jax, jax.numpy as jnp, jxent
@@ -293,7 +294,7 @@ def linear_log_probs(
       >>> bool(jnp.all(out.log_probs < 0)), bool(jnp.all(out.entropy < jnp.log(1000)))
       (True, True)
 
-    Source:
+    References:
       Shannon, *A Mathematical Theory of Communication* (1948); Williams, *Simple Statistical
       Gradient-Following Algorithms* (1992), for what is done with both.
     """
@@ -364,7 +365,8 @@ def linear_predictions(
     Raises:
       TypeError, ValueError: as `linear_cross_entropy`.
 
-    Saved for the backward pass: the arguments and five numbers per row.
+    Residuals:
+      The arguments and five numbers per row.
 
     Example:
       >>> import jax, jax.numpy as jnp, jxent
@@ -374,7 +376,7 @@ def linear_predictions(
       >>> bool(jnp.all(out.labels == jnp.argmax(hidden @ head, axis=-1)))
       True
 
-    Source:
+    References:
       Goodfellow, Bengio, Courville, *Deep Learning* (2016), §6.2.2.
     """
     fn = "linear_predictions"

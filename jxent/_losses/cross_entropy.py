@@ -82,7 +82,8 @@ def cross_entropy(
         outside [0, V) that is not dropped; a concrete negative target. Under jit such a label is
         NaN in the loss and gradient of its row (`jxent.testing.checked` finds it).
 
-    Saved for the backward pass: the arguments as given and five numbers per row.
+    Residuals:
+      The arguments as given and five numbers per row.
 
     Example:
       >>> import jax, jax.numpy as jnp, jxent
@@ -95,7 +96,7 @@ def cross_entropy(
       [[-0.107  0.088  0.02 ]
        [ 0.025 -0.473  0.448]]
 
-    Source:
+    References:
       Goodfellow, Bengio, Courville, *Deep Learning* (2016), §6.2.2; smoothing: Szegedy et al.,
       arXiv:1512.00567; z-loss: Chowdhery et al., arXiv:2204.02311; soft cap: Gemma Team,
       arXiv:2408.00118; the definition of weights and smoothing together is PyTorch's.
@@ -191,8 +192,6 @@ def label_weights(
     Raises:
       TypeError, ValueError: as `cross_entropy`.
 
-    Saved for the backward pass: the arguments.
-
     Example:
       >>> import jax.numpy as jnp, jxent
       >>> labels = jnp.array([2, 0, -100, 1])
@@ -200,7 +199,7 @@ def label_weights(
       >>> print(jxent.label_weights(labels, ignore_index=-100, class_weights=weights))
       [4. 1. 0. 2.]
 
-    Source:
+    References:
       The denominator of PyTorch's weighted mean, `torch.nn.CrossEntropyLoss`.
     """
     fn = "label_weights"

@@ -58,7 +58,8 @@ def kl_divergence(
       ValueError: for another shape, a concrete negative target, or no classes.
       TypeError: for predictions or targets that are not floating, a `where` that is not boolean.
 
-    Saved for the backward pass: the arguments.
+    Residuals:
+      The arguments.
 
     Example:
       >>> import jax.numpy as jnp, jxent
@@ -67,7 +68,7 @@ def kl_divergence(
       >>> print(jxent.kl_divergence(jnp.log(predictions), targets).round(4))
       [0.0872 1.3863]
 
-    Source:
+    References:
       Kullback and Leibler, On Information and Sufficiency, 1951.
     """
     fn = "kl_divergence"
@@ -102,7 +103,8 @@ def kl_divergence_with_log_targets(
       ValueError: for another shape, or no classes.
       TypeError: for predictions or targets that are not floating, a `where` that is not boolean.
 
-    Saved for the backward pass: the arguments.
+    Residuals:
+      The arguments.
 
     Example:
       >>> import jax.numpy as jnp, jxent
@@ -111,7 +113,7 @@ def kl_divergence_with_log_targets(
       >>> print(jxent.kl_divergence_with_log_targets(log_predictions, log_targets).round(4))
       [0.0872]
 
-    Source:
+    References:
       Kullback and Leibler, On Information and Sufficiency, 1951.
     """
     fn = "kl_divergence_with_log_targets"

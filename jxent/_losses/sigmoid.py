@@ -81,7 +81,8 @@ def sigmoid_binary_cross_entropy(
         w that is negative or not finite, ε outside [0, 1].
       TypeError: for logits that are not floating, labels that are not numbers, a traced ε.
 
-    Saved for the backward pass: the arguments.
+    Residuals:
+      The arguments.
 
     Example:
       >>> import jax.numpy as jnp, jxent
@@ -98,7 +99,7 @@ def sigmoid_binary_cross_entropy(
       >>> print(f"{loss:.4f}")
       0.2165
 
-    Source:
+    References:
       Goodfellow, Bengio, Courville, Deep Learning, 2016, §6.2.2.2.
     """
     fn = "sigmoid_binary_cross_entropy"
@@ -148,7 +149,8 @@ def sigmoid_focal_loss(
         concrete γ that is negative or not finite.
       TypeError: for logits that are not floating, or other arguments that are not numbers.
 
-    Saved for the backward pass: the arguments.
+    Residuals:
+      The arguments.
 
     Example:
       >>> import jax.numpy as jnp, jxent
@@ -156,7 +158,7 @@ def sigmoid_focal_loss(
       >>> print(loss.round(4))
       [0.0014 0.0057]
 
-    Source:
+    References:
       Lin, Goyal, Girshick, He, Dollár, Focal Loss for Dense Object Detection, 2017.
     """
     fn = "sigmoid_focal_loss"

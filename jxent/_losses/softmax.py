@@ -51,7 +51,8 @@ def softmax_cross_entropy_with_integer_labels(
       TypeError, ValueError: as `cross_entropy`; concrete labels outside [0, V) too. Under jit they
         are NaN in the loss and gradient of their row.
 
-    Saved for the backward pass: the arguments and a few numbers per row.
+    Residuals:
+      The arguments and a few numbers per row.
 
     Example:
       >>> import jax.numpy as jnp, jxent
@@ -61,7 +62,7 @@ def softmax_cross_entropy_with_integer_labels(
       >>> with jnp.printoptions(precision=4, suppress=True): print(losses)
       [0.2761 2.9518]
 
-    Source:
+    References:
       Goodfellow, Bengio, Courville, *Deep Learning* (2016), §6.2.2.
     """
     fn = "softmax_cross_entropy_with_integer_labels"
@@ -114,7 +115,8 @@ def softmax_cross_entropy(
       TypeError, ValueError: as `cross_entropy`. Mass on a class that `where` excludes is NaN in its
         row.
 
-    Saved for the backward pass: the arguments and a few numbers per row.
+    Residuals:
+      The arguments and a few numbers per row.
 
     Example:
       >>> import jax.numpy as jnp, jxent
@@ -124,7 +126,7 @@ def softmax_cross_entropy(
       >>> with jnp.printoptions(precision=4, suppress=True): print(losses)
       [0.3269 1.8018]
 
-    Source:
+    References:
       Goodfellow, Bengio, Courville, *Deep Learning* (2016), §6.2.2.
     """
     fn = "softmax_cross_entropy"
@@ -176,8 +178,8 @@ def softmax_focal_loss(
     Raises:
       TypeError, ValueError: as `cross_entropy`; a concrete γ that is negative or not finite.
 
-    Saved for the backward pass: the arguments and a few numbers per row for labels, the arguments
-    for distributions.
+    Residuals:
+      The arguments and a few numbers per row for labels, the arguments for distributions.
 
     Example:
       >>> import jax.numpy as jnp, jxent
@@ -187,7 +189,7 @@ def softmax_focal_loss(
       >>> with jnp.printoptions(precision=4, suppress=True): print(losses)
       [0.     0.9635]
 
-    Source:
+    References:
       Lin et al., *Focal Loss for Dense Object Detection*, arXiv:1708.02002, with the softmax.
     """
     fn = "softmax_focal_loss"
@@ -225,7 +227,8 @@ def poly_loss_cross_entropy(
     Raises:
       TypeError, ValueError: as `cross_entropy`.
 
-    Saved for the backward pass: as `softmax_focal_loss`.
+    Residuals:
+      As `softmax_focal_loss`.
 
     Example:
       >>> import jax.numpy as jnp, jxent
@@ -234,7 +237,7 @@ def poly_loss_cross_entropy(
       >>> with jnp.printoptions(precision=4, suppress=True): print(losses)
       [0.7587]
 
-    Source:
+    References:
       Leng et al., *PolyLoss*, arXiv:2204.12511.
     """
     fn = "poly_loss_cross_entropy"

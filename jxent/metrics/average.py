@@ -40,7 +40,7 @@ class Average(NamedTuple):
       >>> print(average.mean())
       3.0
 
-    Source:
+    References:
       Neumaier, Rundungsfehleranalyse einiger Verfahren zur Summation endlicher Summen, 1974.
     """
 

@@ -36,7 +36,7 @@ class Reliability(NamedTuple):
       >>> print(f"{curve.confidence[1]:.2f} {curve.accuracy[1]:.2f}")
       0.80 0.67
 
-    Source:
+    References:
       DeGroot and Fienberg, The Comparison and Evaluation of Forecasters, 1983; the intervals:
       Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
     """

@@ -65,7 +65,7 @@ class Summary(NamedTuple):
       Brier score                0.8889
       calibration error          0.5553
 
-    Source:
+    References:
       Murphy, Probabilistic Machine Learning, 2022, §5.1.
     """
 
@@ -155,7 +155,7 @@ class ClassificationMetrics:
       >>> print(f"{summary.log_loss:.4f} nats, accuracy {summary.accuracy:.0%}")
       1.5755 nats, accuracy 50%
 
-    Source:
+    References:
       Brier, Verification of Forecasts Expressed in Terms of Probability, 1950; Naeini, Cooper and
       Hauskrecht, Obtaining Well Calibrated Probabilities Using Bayesian Binning, 2015; Guo et al.,
       On Calibration of Modern Neural Networks, arXiv:1706.04599.

@@ -62,8 +62,6 @@ def log_loss(
       ValueError: shapes that do not match, a concrete label outside [0, V).
       TypeError: logits that are not floating point, labels that are not integers.
 
-    Saved for the backward pass: it is not meant to be differentiated.
-
     Example:
       >>> import jax.numpy as jnp
       >>> from jxent import metrics
@@ -71,7 +69,7 @@ def log_loss(
       >>> print(f"{metrics.log_loss(logits, jnp.array([0, 1])):.4f}")
       1.5755
 
-    Source:
+    References:
       Good, Rational Decisions, 1952.
     """
     rows = rows_of("log_loss", logits, labels, where, ignore_index, row_weights)
@@ -99,8 +97,6 @@ def accuracy(
     Raises:
       ValueError, TypeError: as `log_loss`.
 
-    Saved for the backward pass: it is not meant to be differentiated.
-
     Example:
       >>> import jax.numpy as jnp
       >>> from jxent import metrics
@@ -108,7 +104,7 @@ def accuracy(
       >>> print(metrics.accuracy(logits, jnp.array([0, 1])))
       0.5
 
-    Source:
+    References:
       `sklearn.metrics.accuracy_score`.
     """
     rows = rows_of("accuracy", logits, labels, where, ignore_index, row_weights)
@@ -138,8 +134,6 @@ def top_k_accuracy(
     Raises:
       ValueError, TypeError: as `log_loss`; k < 1, or a traced one.
 
-    Saved for the backward pass: it is not meant to be differentiated.
-
     Example:
       >>> import jax.numpy as jnp
       >>> from jxent import metrics
@@ -147,7 +141,7 @@ def top_k_accuracy(
       >>> print(metrics.top_k_accuracy(logits, jnp.array([0, 1]), 2))
       1.0
 
-    Source:
+    References:
       `sklearn.metrics.top_k_accuracy_score`, which of equal scores takes the last.
     """
     fn = "top_k_accuracy"
@@ -178,8 +172,6 @@ def brier_score(
     Raises:
       ValueError, TypeError: as `log_loss`.
 
-    Saved for the backward pass: it is not meant to be differentiated.
-
     Example:
       >>> import jax.numpy as jnp
       >>> from jxent import metrics
@@ -187,7 +179,7 @@ def brier_score(
       >>> print(f"{metrics.brier_score(jnp.log(probabilities), jnp.array([0, 1])):.2f}")
       0.32
 
-    Source:
+    References:
       Brier, Verification of Forecasts Expressed in Terms of Probability, 1950.
     """
     rows = rows_of("brier_score", logits, labels, where, ignore_index, row_weights)
@@ -220,8 +212,6 @@ def expected_calibration_error(
     Raises:
       ValueError, TypeError: as `log_loss`; bins < 1, or traced.
 
-    Saved for the backward pass: it is not meant to be differentiated.
-
     Example:
       >>> import jax.numpy as jnp
       >>> from jxent import metrics
@@ -229,7 +219,7 @@ def expected_calibration_error(
       >>> print(f"{metrics.expected_calibration_error(logits, jnp.array([0, 1, 1]), bins=2):.4f}")
       0.1333
 
-    Source:
+    References:
       Naeini, Cooper and Hauskrecht, Obtaining Well Calibrated Probabilities Using Bayesian Binning,
       2015; Guo et al., arXiv:1706.04599.
     """
@@ -264,8 +254,6 @@ def reliability_curve(
     Raises:
       ValueError, TypeError: as `log_loss`; bins < 1, or traced; of_class outside [0, V).
 
-    Saved for the backward pass: it is not meant to be differentiated.
-
     Example:
       >>> import jax.numpy as jnp
       >>> from jxent import metrics
@@ -274,7 +262,7 @@ def reliability_curve(
       >>> print([f"{p:.2f}" for p in curve.confidence], [f"{p:.2f}" for p in curve.accuracy])
       ['0.15', '0.70'] ['0.50', '1.00']
 
-    Source:
+    References:
       DeGroot and Fienberg, The Comparison and Evaluation of Forecasters, 1983; Guo et al.,
       arXiv:1706.04599.
     """
@@ -324,8 +312,6 @@ def fit_temperature(
     Raises:
       ValueError, TypeError: as `log_loss`.
 
-    Saved for the backward pass: it is not meant to be differentiated.
-
     Example:
       >>> import jax.numpy as jnp
       >>> from jxent import metrics
@@ -336,7 +322,7 @@ def fit_temperature(
       ...       f"then {metrics.log_loss(logits / T, labels):.3f}")
       5.46: 1.502 nats, then 0.562
 
-    Source:
+    References:
       Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, arXiv:1706.04599.
     """
     rows = rows_of("fit_temperature", logits, labels, where, ignore_index, row_weights)
@@ -388,8 +374,6 @@ def multilabel_log_loss(
       ValueError: shapes that do not match, a concrete label that is neither 0 nor 1.
       TypeError: logits that are not floating point.
 
-    Saved for the backward pass: it is not meant to be differentiated.
-
     Example:
       >>> import jax.numpy as jnp
       >>> from jxent import metrics
@@ -397,7 +381,7 @@ def multilabel_log_loss(
       >>> print(f"{metrics.multilabel_log_loss(logits, labels):.4f}")
       0.4505
 
-    Source:
+    References:
       Good, Rational Decisions, 1952.
     """
     rows = labelled_rows("multilabel_log_loss", logits, labels, where, row_weights)
@@ -426,8 +410,6 @@ def hamming_loss(
     Raises:
       ValueError, TypeError: as `multilabel_log_loss`; a threshold outside (0, 1), or traced.
 
-    Saved for the backward pass: it is not meant to be differentiated.
-
     Example:
       >>> import jax.numpy as jnp
       >>> from jxent import metrics
@@ -435,7 +417,7 @@ def hamming_loss(
       >>> print(metrics.hamming_loss(logits, labels))
       0.25
 
-    Source:
+    References:
       `sklearn.metrics.hamming_loss`.
     """
     return _predicted("hamming_loss", logits, labels, threshold, where, row_weights)
@@ -462,8 +444,6 @@ def subset_accuracy(
     Raises:
       ValueError, TypeError: as `hamming_loss`.
 
-    Saved for the backward pass: it is not meant to be differentiated.
-
     Example:
       >>> import jax.numpy as jnp
       >>> from jxent import metrics
@@ -471,7 +451,7 @@ def subset_accuracy(
       >>> print(metrics.subset_accuracy(logits, labels))
       0.5
 
-    Source:
+    References:
       `sklearn.metrics.accuracy_score` of indicator matrices.
     """
     return _predicted("subset_accuracy", logits, labels, threshold, where, row_weights)
@@ -505,8 +485,6 @@ def f1_score(
     Raises:
       ValueError, TypeError: as `hamming_loss`; another average.
 
-    Saved for the backward pass: it is not meant to be differentiated.
-
     Example:
       >>> import jax.numpy as jnp
       >>> from jxent import metrics
@@ -514,7 +492,7 @@ def f1_score(
       >>> print(f"{metrics.f1_score(logits, labels, average='micro'):.4f}")
       0.6667
 
-    Source:
+    References:
       `sklearn.metrics.f1_score`.
     """
     fn = "f1_score"

@@ -76,7 +76,7 @@ class MultiLabelSummary(NamedTuple):
       macro F1                   0.6667
       calibration error          0.3203
 
-    Source:
+    References:
       Tsoumakas, Katakis and Vlahavas, Mining Multi-label Data, 2010.
     """
 
@@ -159,7 +159,7 @@ class MultiLabelMetrics:
       >>> print(f"{summary.weight:.0f} labels, {summary.hamming_loss:.0%} wrong")
       4 labels, 0% wrong
 
-    Source:
+    References:
       Tsoumakas, Katakis and Vlahavas, Mining Multi-label Data, 2010.
     """
 

@@ -21,14 +21,12 @@ def log_likelihood(row_losses: ArrayLike) -> float:
       ValueError: without rows, for NaN.
       TypeError: for losses that are not numbers, or traced.
 
-    Saved for the backward pass: nothing; this is not differentiated.
-
     Example:
       >>> import jxent
       >>> print(f"{jxent.selection.log_likelihood([0.5, 0.25, 1.0]):.2f}")
       -1.75
 
-    Source:
+    References:
       Fisher, *On the Mathematical Foundations of Theoretical Statistics*, 1922.
     """
     return -float(np.sum(_check.losses_of_rows("log_likelihood", row_losses)))
@@ -52,14 +50,12 @@ def aic(row_losses: ArrayLike, parameters: int) -> float:
       ValueError: without rows, for NaN, for k < 0.
       TypeError: for losses that are not numbers, or traced; for k that is not an integer.
 
-    Saved for the backward pass: nothing; this is not differentiated.
-
     Example:
       >>> import jxent
       >>> print(jxent.selection.aic([0.5, 0.25, 1.0], parameters=2))
       7.5
 
-    Source:
+    References:
       Akaike, *A New Look at the Statistical Model Identification*, 1974.
     """
     k = _check.whole("aic", "parameters", parameters, 0)
@@ -82,14 +78,12 @@ def bic(row_losses: ArrayLike, parameters: int) -> float:
       ValueError: without rows, for NaN, for k < 0.
       TypeError: for losses that are not numbers, or traced; for k that is not an integer.
 
-    Saved for the backward pass: nothing; this is not differentiated.
-
     Example:
       >>> import jxent
       >>> print(f"{jxent.selection.bic([0.5, 0.25, 1.0], parameters=2):.4f}")
       5.6972
 
-    Source:
+    References:
       Schwarz, *Estimating the Dimension of a Model*, 1978.
     """
     k = _check.whole("bic", "parameters", parameters, 0)

@@ -70,8 +70,6 @@ def compare(
       TypeError: for losses that are not numbers by name, or traced.
       ImportError: without SciPy.
 
-    Saved for the backward pass: nothing; this is not differentiated.
-
     Example:
       >>> import jxent
       >>> a = [0.1, 0.2, 0.4, 0.1, 0.3, 0.2]
@@ -85,7 +83,7 @@ def compare(
       >>> print(comparison.verdict)
       a is better than b, by 0.167 nats per row, and the difference is real
 
-    Source:
+    References:
       Paired tests and why plain ones of resampled trainings fail: Dietterich, *Approximate
       Statistical Tests for Comparing Supervised Classification Learning Algorithms*, 1998;
       `test_fraction`: Nadeau and Bengio, *Inference for the Generalization Error*, 2003. Holm, *A
