@@ -27,15 +27,15 @@ from jax import lax
 from jxent import _check
 from jxent._compat import vary_alike
 from jxent._core import logit_divergence, row_terms
-from jxent._core.log_softmax import settled
-from jxent._core.logit_divergence import Divergence, Name
-from jxent._core.safe_math import faults, scale
+from jxent._core.log_softmax import pin_half_precision
+from jxent._core.logit_divergence import Divergence, DivergenceName
+from jxent._core.safe_math import multiply_no_nan, propagate_nan
 from jxent._core.targets import kept_rows, narrow
-from jxent._core.weighting import denominator, divide, only, over_devices, reduce, row_weight
+from jxent._core.weighting import denominator, divide, only, reduce, row_weight, sum_over_devices
 from jxent._linear import chunked_rows
 from jxent._linear.chunked_rows import Operands, Projection, Zs
-from jxent._linear.projection import Layout, Static, classes_axis, dtype_of, spared
-from jxent._linear.tiling import budgeted
+from jxent._linear.projection import Layout, LinearOptions, classes_axis, dtype_of, pad_classes
+from jxent._linear.tiling import default_tile_size
 from jxent._typing import (
     ArrayLike,
     AxisNames,
@@ -63,7 +63,7 @@ def distillation_loss(
     temperature: ArrayLike = 1.0,
     hard_labels: ArrayLike | None = None,
     alpha: ArrayLike | None = None,
-    divergence: Name = "forward",
+    divergence: DivergenceName = "forward",
     beta: float = 0.5,
     where: ArrayLike | None = None,
     ignore_index: int | None = None,
@@ -146,7 +146,7 @@ def distillation_loss(
     s = _check.logits(fn, student_logits, "student_logits")
     t = _check.like_rows(fn, "teacher_logits", teacher_logits, "student_logits", s.shape)
     where_rows, mask = _check.where(fn, where, s.shape)
-    y, kept = _hard(fn, hard_labels, ignore_index, where_rows, s.shape[:-1], s.shape[-1])
+    y, kept = _hard_targets(fn, hard_labels, ignore_index, where_rows, s.shape[:-1], s.shape[-1])
     return _distillation_loss(
         s,
         t,
@@ -157,7 +157,7 @@ def distillation_loss(
         _alpha(fn, alpha, hard_labels),
         _check.weights(fn, "row_weights", row_weights, s.shape[:-1]),
         _check.weights(fn, "normalizer", normalizer, ()),
-        kind=_kind(fn, divergence, beta),
+        kind=_divergence_options(fn, divergence, beta),
         reduction=_check.reduction(fn, reduction, normalizer=normalizer, axis_name=axis_name),
         axis_name=axis_name,
     )
@@ -176,7 +176,7 @@ def linear_distillation_loss(
     temperature: ArrayLike = 1.0,
     hard_labels: ArrayLike | None = None,
     alpha: ArrayLike | None = None,
-    divergence: Name = "forward",
+    divergence: DivergenceName = "forward",
     beta: float = 0.5,
     where: ArrayLike | None = None,
     ignore_index: int | None = None,
@@ -247,7 +247,7 @@ def linear_distillation_loss(
     of_teacher = v.shape[classes_axis(layout)]
     _check.same_vocabulary(fn, "teacher_head", of_teacher, "student_head", classes)
     where_rows = _check.rows_kept(fn, where, rows, "a bias")
-    y, kept = _hard(fn, hard_labels, ignore_index, where_rows, rows, classes)
+    y, kept = _hard_targets(fn, hard_labels, ignore_index, where_rows, rows, classes)
     run = partial(
         _linear_distillation_loss,
         Projection(h, w, _check.bias(fn, student_bias, classes, "student_bias")),
@@ -259,7 +259,7 @@ def linear_distillation_loss(
         _check.weights(fn, "row_weights", row_weights, rows),
         _check.weights(fn, "normalizer", normalizer, ()),
         layouts=(head_layout, layout),
-        kind=_kind(fn, divergence, beta),
+        kind=_divergence_options(fn, divergence, beta),
         reduction=_check.reduction(fn, reduction, normalizer=normalizer, axis_name=axis_name),
         axis_name=axis_name,
         chunk_size=_check.chunk_size(fn, chunk_size),
@@ -269,7 +269,7 @@ def linear_distillation_loss(
         return run()
 
 
-def _hard(
+def _hard_targets(
     fn: str,
     labels: ArrayLike | None,
     ignore_index: int | None,
@@ -302,7 +302,7 @@ def _alpha(fn: str, alpha: ArrayLike | None, hard_labels: Any) -> Scalar | None:
     return _check.scalar_within(fn, "alpha", share, "in [0, 1]")
 
 
-def _kind(fn: str, name: Name, beta: float) -> Divergence:
+def _divergence_options(fn: str, name: DivergenceName, beta: float) -> Divergence:
     chosen = _check.one_of(fn, "divergence", name, _NAMES)
     return Divergence(chosen, _check.strictly_between(fn, "beta", beta))
 
@@ -327,10 +327,10 @@ def _shares(rows: tuple[int, ...], alpha: Scalar | None, w: PerRow | None, dtype
     return _Shares(share * w, (1 - share) * w)
 
 
-_HARD = row_terms.Options()
+_HARD = row_terms.TermOptions()
 
 
-def _rows(
+def _distillation_rows(
     kind: Divergence,
     weighed: bool,
     zs: Zs,
@@ -342,29 +342,29 @@ def _rows(
 ) -> PerRow:
     """The losses of rows of logits, a student's and a teacher's; `weighed`: some may weigh 0."""
     dtype = by.soft.dtype
-    s, t = map(settled, zs)
+    s, t = map(pin_half_precision, zs)
     s, t = (z if mask is None else jnp.where(mask, z, -jnp.inf) for z in (s, t))
     if weighed:
-        sound = _sound(s, t, y, mask) | by.counts
-        kept = sound if kept is None else kept & sound
+        valid = _valid_rows(s, t, y, mask) | by.counts
+        kept = valid if kept is None else kept & valid
     s, t = (z if kept is None else jnp.where(kept[..., None], z, 0) for z in (s, t))
     s, t, T = s.astype(dtype), t.astype(dtype), T.astype(dtype)
     soft = logit_divergence.divergence(kind, s, t, T)
-    loss = scale(by.soft, soft)
+    loss = multiply_no_nan(by.soft, soft)
     if y is not None:
         assert by.hard is not None
-        nll = row_terms.numbers(_HARD, s, y, None, mask, kept).nll
-        loss = (loss + scale(by.hard, nll)) + faults(soft, nll)
+        nll = row_terms.row_terms(_HARD, s, y, None, mask, kept).nll
+        loss = (loss + multiply_no_nan(by.hard, nll)) + propagate_nan(soft, nll)
     return loss if kept is None else jnp.where(kept, loss, 0)
 
 
-def _sound(s: Logits, t: Logits, y: Labels | None, mask: ClassMask | None) -> RowMask:
+def _valid_rows(s: Logits, t: Logits, y: Labels | None, mask: ClassMask | None) -> RowMask:
     """The rows that are not at fault.  From others that weigh nothing, 0·NaN would come back."""
-    sound = jnp.ones(s.shape[:-1], bool)
+    valid = jnp.ones(s.shape[:-1], bool)
     for z in (s, t):
-        sound = sound & jnp.isfinite(lax.stop_gradient(jnp.max(z, axis=-1)))
-    bad = None if y is None else row_terms.poisoned(y, mask)
-    return sound if bad is None else sound & ~bad
+        valid = valid & jnp.isfinite(lax.stop_gradient(jnp.max(z, axis=-1)))
+    bad = None if y is None else row_terms.invalid_rows(y, mask)
+    return valid if bad is None else valid & ~bad
 
 
 @partial(jax.jit, static_argnames=("kind", "reduction", "axis_name"), inline=True)
@@ -387,7 +387,7 @@ def _distillation_loss(
     w = only(kept, None if row_weights is None else row_weights.astype(dtype))
     by = _shares(rows, alpha, w, dtype)
     s, t, T, y, kept, mask, *each = vary_alike(s, t, T, y, kept, mask, *by)
-    losses = row_terms.remembering(partial(_rows, kind, w is not None))
+    losses = row_terms.rematerialized(partial(_distillation_rows, kind, w is not None))
     return reduce(
         losses((s, t), T, _Shares(*each), y, kept, mask),
         row_weight(rows, kept, w, None, dtype),
@@ -428,7 +428,7 @@ def _linear_distillation_loss(
     by, y, kept = jax.tree.map(jnp.ravel, (by, y, kept))
     n = math.prod(rows)
     projections = tuple(
-        Projection(p.h.reshape(n, p.h.shape[-1]), *spared(layout, p.w, p.b))
+        Projection(p.h.reshape(n, p.h.shape[-1]), *pad_classes(layout, p.w, p.b))
         for p, layout in zip(both, layouts, strict=True)
     )
     weighed = w is not None or normalizer is not None
@@ -438,10 +438,10 @@ def _linear_distillation_loss(
         counts = by.counts | (finite[0] & finite[1])
         kept = counts if kept is None else kept & counts
     classes = projections[0].w.shape[classes_axis(layouts[0])]
-    size = chunk_size or max(1, budgeted("rows", classes) // _CHUNK_SHARE)
-    statics = tuple(Static(layout, precision, size, _HARD) for layout in layouts)
+    size = chunk_size or max(1, default_tile_size("rows", classes) // _CHUNK_SHARE)
+    statics = tuple(LinearOptions(layout, precision, size, _HARD) for layout in layouts)
     leaves, structure = jax.tree.flatten((Operands(projections, T, by), y, kept))
     operands, y, kept = jax.tree.unflatten(structure, vary_alike(*leaves))
-    way = chunked_rows.each_row if reduction == "none" else chunked_rows.total
-    losses = way(partial(_rows, kind, weighed), statics, operands, y, kept)
-    return losses.reshape(rows) if reduction == "none" else over_devices(losses, axis_name)
+    way = chunked_rows.each_row if reduction == "none" else chunked_rows.sum_of_rows
+    losses = way(partial(_distillation_rows, kind, weighed), statics, operands, y, kept)
+    return losses.reshape(rows) if reduction == "none" else sum_over_devices(losses, axis_name)

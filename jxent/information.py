@@ -31,7 +31,7 @@ from jaxtyping import Array, Float
 from jxent import _check
 from jxent._compat import vary_alike
 from jxent._core import log_softmax
-from jxent._core.log_softmax import loss_dtype, settled
+from jxent._core.log_softmax import loss_dtype, pin_half_precision
 from jxent._losses.divergence import kl_divergence as _kl_from_log
 from jxent._typing import ArrayLike, Logits, PerRow
 
@@ -490,7 +490,7 @@ def _half_log_jvp(primals, tangents):
 
 @partial(jax.jit, inline=True)
 def _softmax_entropy(z: Logits) -> PerRow:
-    return jax.checkpoint(_entropy_of_softmax, prevent_cse=False)(settled(z))
+    return jax.checkpoint(_entropy_of_softmax, prevent_cse=False)(pin_half_precision(z))
 
 
 @jax.custom_jvp
@@ -514,7 +514,7 @@ def _entropy_of_softmax_jvp(primals, tangents):
 def _mean_gap(z: Logits) -> PerRow:
     """G = Σ_v p_v (m − z_v) = E/(1 + S)."""
     m, S = log_softmax.statistics(z, z.dtype)
-    return log_softmax.weighted_gap(jnp.exp(log_softmax.from_top(z, m[..., None])), z, m) / (1 + S)
+    return log_softmax.weighted_gap(jnp.exp(log_softmax.minus_max(z, m[..., None])), z, m) / (1 + S)
 
 
 @_mean_gap.defjvp
@@ -529,5 +529,5 @@ def _mean_gap_jvp(primals, tangents):
 def _p_and_gap(z: Logits) -> tuple[Logits, Logits]:
     """p and m − z, which is nll without what all classes share."""
     stats = log_softmax.statistics(z, z.dtype)
-    p = log_softmax.probabilities(z, stats, log_softmax.log_normaliser(stats))
-    return p, log_softmax.nll_of_each(z, stats.m, jnp.zeros_like(stats.m))
+    p = log_softmax.softmax_probabilities(z, stats, log_softmax.logsumexp(stats))
+    return p, log_softmax.clipped_neg_log_softmax(z, stats.m, jnp.zeros_like(stats.m))

@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from jxent import _check
 from jxent._compat import vary_alike
-from jxent._core.safe_math import scale
+from jxent._core.safe_math import multiply_no_nan
 from jxent._typing import ArrayLike, Logits, PerRow, RowMask
 from jxent.information import softmax_entropy
 
@@ -91,7 +91,7 @@ def gradient_penalty(
         loss = jnp.asarray(loss)
         wide = np.promote_types(loss.dtype, np.float32)
         by = jnp.where(weight >= 0, weight, jnp.nan).astype(wide)
-        total = loss.astype(wide) + scale(by, _squared_norm(gradient, wide))
+        total = loss.astype(wide) + multiply_no_nan(by, _squared_norm(gradient, wide))
         return (total.astype(loss.dtype), *aux) if has_aux else total.astype(loss.dtype)
 
     return penalised

@@ -27,9 +27,9 @@ from jxent import _check
 from jxent._compat import vary_alike
 from jxent._core import elementwise, row_terms
 from jxent._core.elementwise import Each
-from jxent._core.log_softmax import loss_dtype, settled
-from jxent._core.row_losses import classes_last, of_nll, soft_labels
-from jxent._core.safe_math import faults, scale
+from jxent._core.log_softmax import loss_dtype, pin_half_precision
+from jxent._core.row_losses import as_distributions, classes_last, row_losses_of_nll
+from jxent._core.safe_math import multiply_no_nan, propagate_nan
 from jxent._core.weighting import class_weight
 from jxent._losses.sigmoid import focal
 from jxent._typing import (
@@ -103,7 +103,7 @@ def generalized_cross_entropy(
     """
     fn = "generalized_cross_entropy"
     _check.within_unit(fn, "q", q)
-    return of_nll(fn, _generalized, {"q": q}, logits, labels, axis, where, class_weights)
+    return row_losses_of_nll(fn, _generalized, {"q": q}, logits, labels, axis, where, class_weights)
 
 
 def symmetric_cross_entropy(
@@ -167,9 +167,11 @@ def symmetric_cross_entropy(
     z, rows_of = classes_last(fn, logits, axis)
     if _check.shape_of(labels) == z.shape[:-1]:
         weights = {"alpha": a, "beta": -A * b}
-        return of_nll(fn, _both_ways, weights, logits, labels, axis, where, class_weights)
+        return row_losses_of_nll(
+            fn, _both_ways, weights, logits, labels, axis, where, class_weights
+        )
     kept, mask = _check.where(fn, rows_of(where), z.shape)
-    t = soft_labels(fn, labels, z, rows_of)
+    t = as_distributions(fn, labels, z, rows_of)
     c = _check.weights(fn, "class_weights", class_weights, z.shape[-1:])
     return _both_ways_softly(z, t, kept, mask, c, a, b, log_zero=A)
 
@@ -292,12 +294,12 @@ def _by_q(nll: Array, q: Scalar) -> Array:
 def _weighed(w: Scalar, x: Array) -> Array:
     """w x, 0 where w = 0, NaN for a w below 0."""
     w = jnp.where(w >= 0, w, jnp.nan).astype(x.dtype)
-    return scale(jnp.broadcast_to(w, x.shape), x)
+    return multiply_no_nan(jnp.broadcast_to(w, x.shape), x)
 
 
 def _both_ways(nll: Array, alpha: Scalar, beta: Scalar) -> Array:
     """α nll + β |A| (1 − p), the last two as one."""
-    return _weighed(alpha, nll) + _weighed(beta, -jnp.expm1(-nll)) + faults(nll)
+    return _weighed(alpha, nll) + _weighed(beta, -jnp.expm1(-nll)) + propagate_nan(nll)
 
 
 @partial(jax.jit, static_argnames=("log_zero",), inline=True)
@@ -315,7 +317,7 @@ def _both_ways_softly(
     """α Σ_v c_v t_v nll_v + β c̄ Σ_v p_v min(−log t_v, −A)."""
     dtype = loss_dtype(z.dtype)
 
-    @row_terms.remembering
+    @row_terms.rematerialized
     def losses(
         z: Logits,
         t: Distribution,
@@ -326,16 +328,16 @@ def _both_ways_softly(
     ) -> PerRow:
         c = None if c is None else c.astype(dtype)
         average = class_weight(t, c, kept, mask)
-        given = vary_alike(settled(z).astype(dtype), t, c, mask, kept)
-        forward = row_terms.numbers(row_terms.Options(), *given).nll
-        t, nll = row_terms.every_nll(given[0], given[1], None, *given[3:])
+        given = vary_alike(pin_half_precision(z).astype(dtype), t, c, mask, kept)
+        forward = row_terms.row_terms(row_terms.TermOptions(), *given).nll
+        t, nll = row_terms.weighted_targets_and_nll(given[0], given[1], None, *given[3:])
         known = t > math.exp(log_zero)
         surprise = jnp.where(known, -jnp.log(jnp.where(known, t, 1)), -log_zero)
         backward = jnp.sum(jnp.exp(-nll) * surprise, axis=-1)
         backward = backward if kept is None else jnp.where(kept, backward, 0)
-        backward = backward if average is None else scale(average, backward)
+        backward = backward if average is None else multiply_no_nan(average, backward)
         both = _weighed(by[0], forward) + _weighed(by[1], backward)
-        return both + faults(forward, backward)
+        return both + propagate_nan(forward, backward)
 
     return losses(z, t, kept, mask, class_weights, alpha, beta)
 
@@ -347,7 +349,7 @@ def _focusing(pos: Each, neg: Each) -> Bool[Array, "*s"]:
 def _asymmetric(m: float, x: Each, y: Each, pos: Each, neg: Each) -> Each:
     yes = focal(x, jnp.ones_like(x), None, pos)
     no = _shifted(m, x, neg) if m else focal(x, jnp.zeros_like(x), None, neg)
-    return scale(y, yes) + scale(1 - y, no)
+    return multiply_no_nan(y, yes) + multiply_no_nan(1 - y, no)
 
 
 def _shifted(m: float, x: Each, gamma: Each) -> Each:

@@ -24,8 +24,8 @@ from often import chosen, first
 
 import jxent
 from jxent._linear import projection, tiling
-from jxent._linear.projection import spare_classes
-from jxent._linear.tiling import cut
+from jxent._linear.projection import alignment_padding
+from jxent._linear.tiling import split_axis
 
 linear = jxent.linear_cross_entropy
 SUMMED, EACH = ("tokens", "vocab", "reference"), ("vocab", "reference")
@@ -238,9 +238,9 @@ def test_spare_classes_of_rows(on_a_gpu):
 
 def test_which_classes_are_spared(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    assert spare_classes(50257) == 0
+    assert alignment_padding(50257) == 0
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert [spare_classes(v) for v in (50257, 50304, 50264, 10, 23)] == [47, 0, 0, 6, 1]
+    assert [alignment_padding(v) for v in (50257, 50304, 50264, 10, 23)] == [47, 0, 0, 6, 1]
 
 
 @pytest.mark.parametrize("head", ["float64", "float32"])
@@ -801,23 +801,23 @@ def test_pieces(monkeypatch, backend):
     """Each entry is owned once, in order, and the last piece ends where the axis does."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     for length, size in [*product(range(1, 30), range(1, 32)), (1000, 300), (50304, 8192)]:
-        pieces = cut(length, size)
+        pieces = split_axis(length, size)
         assert pieces.size <= size and pieces.number == -(-length // size)
         starts = [int(pieces.start(jnp.int32(i))) for i in range(pieces.number)]
         owned = [int(pieces.owned(jnp.int32(i))) for i in range(pieces.number)]
         assert starts[0] == 0 and starts[-1] + pieces.size == length
         assert [a + n for a, n in zip(starts, owned, strict=True)][:-1] == starts[1:]
-    assert cut(0, 5) == (0, 1, 0)
-    assert cut(50304, 8192) == (50304, 7, 7187 if backend == "cpu" else 7296)
-    assert cut(1000, 520) == (1000, 2, 500)
+    assert split_axis(0, 5) == (0, 1, 0)
+    assert split_axis(50304, 8192) == (50304, 7, 7187 if backend == "cpu" else 7296)
+    assert split_axis(1000, 520) == (1000, 2, 500)
 
 
 def test_budgets(monkeypatch):
     """More rows a chunk for few classes, on an accelerator more; never less than keeps it busy."""
-    assert tiling.budgeted("rows", 32768) == 512 == tiling.budgeted("rows", 10**6)
-    assert tiling.budgeted("rows", 1000) > 10000
+    assert tiling.default_tile_size("rows", 32768) == 512 == tiling.default_tile_size("rows", 10**6)
+    assert tiling.default_tile_size("rows", 1000) > 10000
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert tiling.budgeted("rows", 256000) == 2048
+    assert tiling.default_tile_size("rows", 256000) == 2048
 
 
 # Log-probabilities, entropies, predictions

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from jxent import _check
 from jxent._compat import shard_alike, vary_alike
-from jxent._core.safe_math import scale
+from jxent._core.safe_math import multiply_no_nan
 from jxent._core.weighting import only, reduce, row_weight
 from jxent._typing import ArrayLike, AxisNames, Reduction, Scalar
 
@@ -116,7 +116,7 @@ def _losses(
         x = x + jnp.where(right, jnp.zeros_like(x), jnp.nan)
         out = f(*static, *(only(counts, a) for a in (x, y, *parameters)))
         out = out if counts is None else jnp.where(counts, out, 0)
-        return (out if w is None else scale(w, out)), share
+        return (out if w is None else multiply_no_nan(w, out)), share
 
     out, share = weighed(*vary_alike(kept, weights, x, y, *parameters))
     return reduce(out, share, reduction=reduction, normalizer=normalizer, axis_name=axis_name)

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jxent._core.safe_math import scale
+from jxent._core.safe_math import multiply_no_nan
 from jxent._typing import Distribution, Logits, PerRow
 
 
@@ -41,7 +41,7 @@ def loss_dtype(dtype: jnp.dtype) -> jnp.dtype:
     return dtype if jnp.finfo(dtype).bits > jnp.finfo(wide).bits else wide
 
 
-def settled(u: Logits) -> Logits:
+def pin_half_precision(u: Logits) -> Logits:
     """u, rounded to its dtype once for all who read it.
 
     Inside jit XLA may keep in float32 what the program rounds to half precision, in one pass over
@@ -55,8 +55,8 @@ _CONFIDENT = 2.0
 
 # Below this S, terms that exp flushes to 0 (from d = −87) would have told in it.
 _FAINT = 1e-25
-_RAISE = 2.0**64
-_FAR = 44.0
+_EXP_SCALE = 2.0**64
+_SHIFT = 44.0
 
 
 def _row_sum(x: Float[Array, "*n V"]) -> PerRow:
@@ -70,16 +70,18 @@ def _row_sum(x: Float[Array, "*n V"]) -> PerRow:
     return jnp.sum(x).reshape(rows)
 
 
-def _raised_exp(d: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
+def _scaled_exp(d: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
     """2⁶⁴ exp(d) for d ≤ 0, in which terms of 1e-38 still count.
 
     Far terms take 44 out of the exponent, which is exact; the step has no select, so that it fuses.
     """
-    far = jnp.maximum(jnp.sign(-_FAR - d), 0)
-    return jnp.exp(d + _FAR * far) * (far * (_RAISE * math.exp(-_FAR)) + (1 - far) * _RAISE)
+    far = jnp.maximum(jnp.sign(-_SHIFT - d), 0)
+    return jnp.exp(d + _SHIFT * far) * (
+        far * (_EXP_SCALE * math.exp(-_SHIFT)) + (1 - far) * _EXP_SCALE
+    )
 
 
-def as_rounded(z: Float[Array, "..."], m: Float[Array, "..."]) -> Float[Array, "..."]:
+def force_rounding(z: Float[Array, "..."], m: Float[Array, "..."]) -> Float[Array, "..."]:
     """z, none of which is above m, to take something from.
 
     Inside jit z may be a product that XLA computes as it goes, and a·b − m is then rounded once and
@@ -89,10 +91,10 @@ def as_rounded(z: Float[Array, "..."], m: Float[Array, "..."]) -> Float[Array, "
     return jnp.minimum(z, 2 * jnp.abs(m) + 1)
 
 
-def from_top(z: Float[Array, "..."], m: Float[Array, "..."]) -> Float[Array, "..."]:
+def minus_max(z: Float[Array, "..."], m: Float[Array, "..."]) -> Float[Array, "..."]:
     """d = z − m, exactly 0 where z is m; −∞ where both are, which is nobody's maximum."""
     m = jnp.where(m == -jnp.inf, 0, m)
-    return as_rounded(z, m) - m
+    return force_rounding(z, m) - m
 
 
 class Statistics(NamedTuple):
@@ -102,7 +104,7 @@ class Statistics(NamedTuple):
     S: PerRow
 
 
-def changing_as(x: PerRow, other: PerRow) -> PerRow:
+def with_gradient_of(x: PerRow, other: PerRow) -> PerRow:
     """The number x with the derivatives of another, which is finite wherever x is."""
     return x + (other - lax.stop_gradient(other))
 
@@ -117,7 +119,7 @@ def statistics(z: Logits, dtype: jnp.dtype) -> Statistics:
     m = lax.stop_gradient(jnp.max(z, axis=-1)).astype(dtype)
 
     def d() -> Float[Array, "*n V"]:
-        return from_top(z.astype(dtype), m[..., None])
+        return minus_max(z.astype(dtype), m[..., None])
 
     def masked(exp: Callable[[Logits], Logits], unit: float) -> PerRow:
         rest = jnp.sum(jnp.where(d() < 0, exp(d()), 0), axis=-1) / unit
@@ -137,16 +139,16 @@ def statistics(z: Logits, dtype: jnp.dtype) -> Statistics:
         S = lax.cond(jnp.any(total < _CONFIDENT), exact, lambda: total - 1)
 
         def raised() -> PerRow:
-            rest = _row_sum(-jnp.sign(d()) * _raised_exp(d())) / _RAISE
+            rest = _row_sum(-jnp.sign(d()) * _scaled_exp(d())) / _EXP_SCALE
             return jnp.where(S < _FAINT, rest, S)
 
         return lax.cond(jnp.any(S < _FAINT), raised, lambda: S)
 
     # A GPU's exp reaches below 1e-38 by itself, and shares its exponentials with the sum below.
-    plain, raised = partial(masked, jnp.exp, 1.0), partial(masked, _raised_exp, _RAISE)
+    plain, raised = partial(masked, jnp.exp, 1.0), partial(masked, _scaled_exp, _EXP_SCALE)
     S = lax.stop_gradient(lax.platform_dependent(cpu=fused, cuda=plain, default=raised))
     S = jnp.where(jnp.isfinite(m), S, jnp.nan)
-    return Statistics(m, changing_as(S, _row_sum(jnp.exp(d()))))
+    return Statistics(m, with_gradient_of(S, _row_sum(jnp.exp(d()))))
 
 
 def merge(a: Statistics, b: Statistics) -> Statistics:
@@ -159,14 +161,14 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
     return Statistics(jnp.maximum(a.m, b.m), lead + rest * jnp.exp(behind))
 
 
-def log_normaliser(stats: Statistics) -> PerRow:
+def logsumexp(stats: Statistics) -> PerRow:
     """lse = m + log1p(S)."""
     return stats.m + jnp.log1p(stats.S)
 
 
 def nll_of(z_y: PerRow, stats: Statistics) -> PerRow:
     """nll_y = (m − z_y) + log1p(S), never negative."""
-    gap = -from_top(z_y, stats.m)
+    gap = -minus_max(z_y, stats.m)
     # Less than 0 is a logit which XLA rounded otherwise in another pass.
     return jnp.where(gap < 0, gap - lax.stop_gradient(gap), gap) + jnp.log1p(stats.S)
 
@@ -182,29 +184,29 @@ def weighted_gap(w: Float[Array, "*#n V"], z: Logits, m: PerRow) -> PerRow:
     zero_only = 1 - jnp.abs(lax.stop_gradient(w)) * largest
     ceiling = jnp.maximum(1 / jnp.maximum(zero_only, 0), largest * 2.0**-20)
     m = lax.optimization_barrier(m)  # a broadcast shared with `statistics` would be stored
-    return _row_sum(w * jnp.minimum(-from_top(z, m[..., None]), ceiling))
+    return _row_sum(w * jnp.minimum(-minus_max(z, m[..., None]), ceiling))
 
 
 def weighted_nll(w: Float[Array, "*#n V"], z: Logits, stats: Statistics) -> PerRow:
     """Σ_v w_v nll_v = Σ_v w_v (m − z_v) + (Σ_v w_v) log1p(S), with 0·∞ = 0."""
-    return weighted_gap(w, z, stats.m) + scale(jnp.sum(w, axis=-1), jnp.log1p(stats.S))
+    return weighted_gap(w, z, stats.m) + multiply_no_nan(jnp.sum(w, axis=-1), jnp.log1p(stats.S))
 
 
-def probabilities(z: Logits, stats: Statistics, lse: PerRow) -> Float[Array, "*n V"]:
+def softmax_probabilities(z: Logits, stats: Statistics, lse: PerRow) -> Float[Array, "*n V"]:
     """p_v = exp(z_v − m)/(1 + S), by the exponential of the forward pass, which is shared.
 
     Its derivatives are those of exp(z_v − lse): ṗ = p ⊙ (ż − Σ p ż), and so on.
     """
     m, S = lax.stop_gradient(stats)
     return (
-        jnp.exp(from_top(z, m[..., None]))
+        jnp.exp(minus_max(z, m[..., None]))
         * (jnp.exp(lax.stop_gradient(lse) - lse) / (1 + S))[..., None]
     )
 
 
-def nll_of_each(z: Logits, m: PerRow, log1p_S: PerRow) -> Float[Array, "*n V"]:
+def clipped_neg_log_softmax(z: Logits, m: PerRow, log1p_S: PerRow) -> Float[Array, "*n V"]:
     """nll_v, ∞ told as the largest number, so that 0·∞ is 0 after it."""
-    return jnp.minimum(-from_top(z, m[..., None]) + log1p_S[..., None], jnp.finfo(z.dtype).max)
+    return jnp.minimum(-minus_max(z, m[..., None]) + log1p_S[..., None], jnp.finfo(z.dtype).max)
 
 
 def entropy_derivative(
@@ -224,7 +226,7 @@ def derivative(
     *,
     dnll: PerRow | None = None,
     dlse: PerRow | None = None,
-    dspread: PerRow | None = None,
+    dsmooth_loss: PerRow | None = None,
     total: PerRow | None = None,
 ) -> Float[Array, "*n V"]:
     """∂/∂z of dnll·nll + dlse·lse + dspread·spread; a coefficient that is None is not computed.
@@ -234,10 +236,10 @@ def derivative(
     their sum where z holds only some of the classes.
     """
     k = dlse
-    if dspread is not None:
+    if dsmooth_loss is not None:
         assert class_weights is not None
         total = jnp.sum(class_weights, axis=-1) if total is None else total
-        through_lse = dspread * total
+        through_lse = dsmooth_loss * total
         k = through_lse if k is None else k + through_lse
     every = dnll if k is None else k
     out: jax.Array
@@ -256,7 +258,7 @@ def derivative(
         through_nll = dnll * jnp.sum(target, axis=-1)
         every = through_nll if k is None else through_nll + k
         out = every[..., None] * p - dnll[..., None] * target
-    if dspread is not None:
+    if dsmooth_loss is not None:
         assert class_weights is not None
-        out = out - dspread[..., None] * class_weights
+        out = out - dsmooth_loss[..., None] * class_weights
     return out

@@ -31,15 +31,15 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
 from jxent._core.compensated import two_sum
-from jxent._core.log_softmax import as_rounded, changing_as, from_top
-from jxent._core.row_terms import nll_of_each
+from jxent._core.log_softmax import force_rounding, minus_max, with_gradient_of
+from jxent._core.row_terms import neg_log_softmax
 from jxent._typing import Logits, PerRow, Scalar
 
-Name = Literal["forward", "reverse", "jsd"]
+DivergenceName = Literal["forward", "reverse", "jsd"]
 
 # Where the series takes over, and how many terms of it a dtype needs there.
-_NEAR = 0.5
-_TERMS = {4: 9, 8: 16}
+_SERIES_BELOW = 0.5
+_SERIES_TERMS = {4: 9, 8: 16}
 # Up to here e^d p of a p that a float cannot hold adds nothing to 1.
 _APART = 16
 
@@ -47,11 +47,11 @@ _APART = 16
 class Divergence(NamedTuple):
     """Which one, and the teacher's share β of the mixture of "jsd"."""
 
-    name: Name
+    name: DivergenceName
     beta: float
 
 
-class _Pair(NamedTuple):
+class _SoftmaxPair(NamedTuple):
     """p, q and x = log(q/p); ±∞ where one of them holds a class impossible, 0 where both do."""
 
     p: Logits
@@ -59,42 +59,44 @@ class _Pair(NamedTuple):
     x: Float[Array, "*n V"]
 
 
-def _pair(s: Logits, t: Logits, T: Scalar) -> _Pair:
-    nll_q, nll_p = (nll_of_each(_cooled(z, T), None, None, None) for z in (s, t))
+def _softmax_pair(s: Logits, t: Logits, T: Scalar) -> _SoftmaxPair:
+    nll_q, nll_p = (neg_log_softmax(_tempered_logits(z, T), None, None, None) for z in (s, t))
     p, q = jnp.exp(-nll_p), jnp.exp(-nll_q)
     neither = (nll_q == jnp.inf) & (nll_p == jnp.inf)
     far = jnp.where(neither, 0, nll_p) - jnp.where(neither, 0, nll_q)
-    u, near = _apart(s, t, p, T)
+    u, near = _logit_difference(s, t, p, T)
     d = (u - jnp.sum(p * u, axis=-1, keepdims=True)) / T
-    x = d - jnp.log1p(jnp.sum(p * _bend(d), axis=-1, keepdims=True))
-    return _Pair(p, q, jnp.where(near, x, far))
+    x = d - jnp.log1p(jnp.sum(p * _expm1_minus_x(d), axis=-1, keepdims=True))
+    return _SoftmaxPair(p, q, jnp.where(near, x, far))
 
 
 def _top(z: Logits) -> Float[Array, "*n 1"]:
     return lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
 
 
-def _cooled(z: Logits, T: Scalar) -> Logits:
+def _tempered_logits(z: Logits, T: Scalar) -> Logits:
     """(z − max z)/T; what is infinite tells T nothing, 0·∞ would be NaN."""
     m = _top(z)
-    d = as_rounded(z, m) / 2 - m / 2  # z − m may be too large for a float
+    d = force_rounding(z, m) / 2 - m / 2  # z − m may be too large for a float
     finite = jnp.isfinite(d)
     return jnp.where(finite, jnp.where(finite, d, 0) / (T / 2), d)
 
 
-def _apart(s: Logits, t: Logits, p: Logits, T: Scalar) -> tuple[Logits, Bool[Array, "*n 1"]]:
+def _logit_difference(
+    s: Logits, t: Logits, p: Logits, T: Scalar
+) -> tuple[Logits, Bool[Array, "*n 1"]]:
     """s − t but for an offset of the row, and in which rows it is small everywhere.
 
     It is 0 in the others and for classes impossible in both.
     """
-    s, t = (as_rounded(z, _top(z)) for z in (s, t))
+    s, t = (force_rounding(z, _top(z)) for z in (s, t))
     # The offset may be large, and `lost` then holds the digits that tell the two rows apart.
     u, lost = lax.stop_gradient(two_sum(s, -t))
     # Exactly 0 at the teacher's first choice: what p says beside it may be smaller than rounding.
     p = lax.stop_gradient(p)
     first = p == jnp.max(p, axis=-1, keepdims=True)
     offset = _largest(u, first)
-    u = changing_as((u - offset) + (lost - _largest(lost, first & (u == offset))), s - t)
+    u = with_gradient_of((u - offset) + (lost - _largest(lost, first & (u == offset))), s - t)
     neither = (s == -jnp.inf) & (t == -jnp.inf)
     small = neither | (jnp.abs(u) < _APART * T)
     near = jnp.all(small, axis=-1, keepdims=True)
@@ -105,51 +107,55 @@ def _largest(x: Logits, among: Bool[Array, "*n V"]) -> Float[Array, "*n 1"]:
     return jnp.max(jnp.where(among, x, -jnp.inf), axis=-1, keepdims=True)
 
 
-def _bend(x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
+def _expm1_minus_x(x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
     """e^x − 1 − x."""
-    near = jnp.abs(x) < _NEAR
+    near = jnp.abs(x) < _SERIES_BELOW
     x_near = jnp.where(near, x, 0)
-    return jnp.where(near, 0.5 * x_near * x_near * _series(x_near), jnp.expm1(x) - x)
+    return jnp.where(near, 0.5 * x_near * x_near * _expm1_minus_x_series(x_near), jnp.expm1(x) - x)
 
 
-def _series(x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
+def _expm1_minus_x_series(x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
     """(e^x − 1 − x) 2/x² for a small x."""
     series = jnp.ones_like(x)
-    for k in range(_TERMS[x.dtype.itemsize], 2, -1):
+    for k in range(_SERIES_TERMS[x.dtype.itemsize], 2, -1):
         series = 1 + (x / k) * series
     return series
 
 
-def _excess(p: Logits, q: Logits, x: Float[Array, "*n V"], T: Scalar) -> Float[Array, "*n V"]:
+def _bregman_terms(
+    p: Logits, q: Logits, x: Float[Array, "*n V"], T: Scalar
+) -> Float[Array, "*n V"]:
     """T² (q − p − p x) for q = p e^x, with 0·∞ = 0; +∞ where q is impossible and p is not."""
-    near = jnp.abs(x) < _NEAR
+    near = jnp.abs(x) < _SERIES_BELOW
     x_near = jnp.where(near, x, 0)
     far = jnp.where(p == 0, q, (q - p) - p * x)
     far = jnp.where(x == -jnp.inf, jnp.inf, far)
-    return jnp.where(near, p * (0.5 * jnp.square(T * x_near)) * _series(x_near), T * (T * far))
+    return jnp.where(
+        near, p * (0.5 * jnp.square(T * x_near)) * _expm1_minus_x_series(x_near), T * (T * far)
+    )
 
 
-def _difference(p: Logits, q: Logits, x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
+def _probability_difference(p: Logits, q: Logits, x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
     """q − p for q = p e^x."""
     near = jnp.abs(x) < 1
     return jnp.where(near, p * jnp.expm1(jnp.where(near, x, 0)), q - p)
 
 
-def _told(x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
+def _clip_infinite(x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
     """x with ±∞ told as a huge number, which leaves room to be summed: 0·∞ is 0 after it."""
     huge = float(jnp.finfo(x.dtype).max) * 2.0**-20
     return jnp.where(jnp.isinf(x), jnp.sign(x) * huge, x)
 
 
-def _about_mean(r: Logits, x: Float[Array, "*n V"], T: Scalar) -> Float[Array, "*n V"]:
+def _softmax_pullback(r: Logits, x: Float[Array, "*n V"], T: Scalar) -> Float[Array, "*n V"]:
     """T r (x − Σ r x): what of the slope T x of a row of probabilities r comes to its logits."""
-    x = _told(T * _told(x))
+    x = _clip_infinite(T * _clip_infinite(x))
     return r * (x - jnp.sum(r * x, axis=-1, keepdims=True))
 
 
 def _log_mixture(share: float, x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
     """log(share + (1 − share) e^x), which is x (1 − share) + … where x is small."""
-    near, x = jnp.abs(x) < 1, _told(x)
+    near, x = jnp.abs(x) < 1, _clip_infinite(x)
     small = jnp.log1p((1 - share) * jnp.expm1(jnp.where(near, x, 0)))
     large = jnp.where(near, 1, x)
     up = jnp.maximum(large, 0)
@@ -161,55 +167,57 @@ def _log_mixture(share: float, x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def divergence(kind: Divergence, s: Logits, t: Logits, T: Scalar) -> PerRow:
     """T² times the divergence of each row, never negative; NaN, slopes too, in a row at fault."""
-    pair = p, q, x = _pair(s, t, T)
+    pair = p, q, x = _softmax_pair(s, t, T)
     if kind.name == "forward":
-        return jnp.sum(_excess(*pair, T), axis=-1)
+        return jnp.sum(_bregman_terms(*pair, T), axis=-1)
     if kind.name == "reverse":
-        return jnp.sum(_excess(q, p, -x, T), axis=-1)
+        return jnp.sum(_bregman_terms(q, p, -x, T), axis=-1)
     m, of_p, of_q = _mixture(kind.beta, pair)
-    each = kind.beta * _excess(p, m, of_p, T) + (1 - kind.beta) * _excess(q, m, of_q, T)
+    each = kind.beta * _bregman_terms(p, m, of_p, T) + (1 - kind.beta) * _bregman_terms(
+        q, m, of_q, T
+    )
     return jnp.sum(each, axis=-1)
 
 
-def _mixture(beta: float, pair: _Pair) -> tuple[Logits, Logits, Logits]:
+def _mixture(beta: float, pair: _SoftmaxPair) -> tuple[Logits, Logits, Logits]:
     """m, log(m/p) and log(m/q)."""
     p, q, x = pair
     return beta * p + (1 - beta) * q, _log_mixture(beta, x), _log_mixture(1 - beta, -x)
 
 
-def _slopes(kind: Divergence, pair: _Pair, T: Scalar) -> tuple[Logits, Logits]:
+def _logit_gradients(kind: Divergence, pair: _SoftmaxPair, T: Scalar) -> tuple[Logits, Logits]:
     """T² times ∂/∂s and ∂/∂t."""
     p, q, x = pair
     if kind.name == "forward":
-        return T * _difference(*pair), _about_mean(p, -x, T)
+        return T * _probability_difference(*pair), _softmax_pullback(p, -x, T)
     if kind.name == "reverse":
-        return _about_mean(q, x, T), -T * _difference(*pair)
+        return _softmax_pullback(q, x, T), -T * _probability_difference(*pair)
     _, of_p, of_q = _mixture(kind.beta, pair)
-    by_s, by_t = _about_mean(q, -of_q, T), _about_mean(p, -of_p, T)
+    by_s, by_t = _softmax_pullback(q, -of_q, T), _softmax_pullback(p, -of_p, T)
     return (1 - kind.beta) * by_s, kind.beta * by_t
 
 
 def _divergence_jvp(kind: Divergence, primals: Any, tangents: Any) -> tuple[Array, Array]:
     out, T = divergence(kind, *primals), primals[-1]
     *dots, T_dot = tangents
-    slopes = _slopes(kind, _pair(*primals), T)
+    gradients = _logit_gradients(kind, _softmax_pair(*primals), T)
     out_dot = jnp.zeros_like(out)
-    for slope, dot in zip(slopes, dots, strict=True):
+    for gradient, dot in zip(gradients, dots, strict=True):
         if not isinstance(dot, SymbolicZero):
-            out_dot = out_dot + jnp.sum(slope * dot, axis=-1)
+            out_dot = out_dot + jnp.sum(gradient * dot, axis=-1)
     if not isinstance(T_dot, SymbolicZero):
         # T² D(s/T, t/T): T ∂/∂T = 2 − s ∂/∂s − t ∂/∂t, whatever s and t have for an offset.
         through = sum(
-            jnp.sum(slope * _finite_below_max(z), axis=-1)
-            for slope, z in zip(slopes, primals, strict=False)
+            jnp.sum(gradient * _minus_max_or_zero(z), axis=-1)
+            for gradient, z in zip(gradients, primals, strict=False)
         )
         out_dot = out_dot + (2 * out - through) / T * T_dot
     return out, out_dot
 
 
-def _finite_below_max(z: Logits) -> Logits:
+def _minus_max_or_zero(z: Logits) -> Logits:
     """z − max z, 0 where that is infinite."""
-    d = from_top(z, _top(z))
+    d = minus_max(z, _top(z))
     return jnp.where(jnp.isinf(d), 0, d)
 
 

@@ -9,17 +9,17 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool
 
 
-def perturbed(argument: Any) -> bool:
+def needs_grad(argument: Any) -> bool:
     """Whether a derivative is asked for, of an argument to a forward rule with symbolic zeros."""
     return any(x.perturbed for x in jax.tree.leaves(argument))
 
 
-def flag(up: bool) -> Bool[Array, "_"]:
+def encode_flag(up: bool) -> Bool[Array, "_"]:
     """A boolean in an array's shape: what a rule saves must have one structure whatever it says."""
     return jnp.zeros(int(up), bool)
 
 
-def raised(flag: Bool[Array, "_"]) -> bool:
+def decode_flag(flag: Bool[Array, "_"]) -> bool:
     """What it says."""
     return flag.size == 1
 
@@ -37,6 +37,6 @@ def types_of(tree: Any) -> Types:
     return Types(tuple(map(jax.typeof, jax.tree.leaves(tree))))
 
 
-def nothing(like: Any) -> SymbolicZero:
+def symbolic_zero(like: Any) -> SymbolicZero:
     """The cotangent that nobody asked for: not None, or the structure would depend on who asks."""
     return SymbolicZero(like)

@@ -13,9 +13,9 @@ from jxent import _check
 from jxent._compat import vary_alike
 from jxent._core import row_terms
 from jxent._core.log_softmax import loss_dtype
-from jxent._core.safe_math import scale
+from jxent._core.safe_math import multiply_no_nan
 from jxent._core.targets import is_labels, narrow
-from jxent._core.weighting import class_weight, weighed_rows
+from jxent._core.weighting import class_weight, weighted_rows
 from jxent._typing import (
     ArrayLike,
     Axes,
@@ -51,7 +51,7 @@ def classes_last(
     return _check.logits(fn, moved(given)), move
 
 
-def soft_labels(
+def as_distributions(
     fn: str,
     labels: ArrayLike,
     z: Logits,
@@ -83,7 +83,7 @@ def weighted_row_losses(
 ) -> PerRow:
     """Compute each row's loss, every option in it."""
 
-    @row_terms.remembering
+    @row_terms.rematerialized
     def losses(
         z: Logits,
         t: Targets,
@@ -91,8 +91,8 @@ def weighted_row_losses(
         mask: ClassMask | None,
         c: ClassWeights | None,
     ) -> PerRow:
-        return weighed_rows(
-            row_terms.numbers,
+        return weighted_rows(
+            row_terms.row_terms,
             fn,
             z,
             t,
@@ -108,7 +108,7 @@ def weighted_row_losses(
     return losses(z, t, kept, mask, class_weights)
 
 
-def of_nll(
+def row_losses_of_nll(
     fn: str,
     g: Callable[..., Array],
     parameters: Mapping[str, ArrayLike],
@@ -130,7 +130,7 @@ def of_nll(
         t = _check.labels(fn, labels, z.shape[:-1])
         _check.label_values(fn, labels, z.shape[-1], kept)
     else:
-        t = soft_labels(fn, labels, z, rows_of, one_row=one_row)
+        t = as_distributions(fn, labels, z, rows_of, one_row=one_row)
     c = _check.weights(fn, "class_weights", class_weights, z.shape[-1:])
     scalars = tuple(_check.weights(fn, name, x, ()) for name, x in parameters.items())
     return _transformed_rows(fn, g, z, t, kept, mask, c, scalars)
@@ -150,7 +150,7 @@ def _transformed_rows(
     dtype = loss_dtype(z.dtype)
     largest = jnp.finfo(dtype).max
 
-    @row_terms.remembering
+    @row_terms.rematerialized
     def losses(
         z: Logits,
         t: Targets,
@@ -162,17 +162,17 @@ def _transformed_rows(
         parameters = tuple(x.astype(dtype) for x in parameters)
         c = None if c is None else c.astype(dtype)
         if not is_labels(t):
-            w, nll = row_terms.every_nll(*vary_alike(z, t, c, mask, kept))
+            w, nll = row_terms.weighted_targets_and_nll(*vary_alike(z, t, c, mask, kept))
             each = g(nll, *parameters)
             # ∂/∂t_v: ∞ is told as the largest number, and an excluded class has none.
             each = jnp.where(w == 0, jnp.clip(each, -largest, largest), each)
-            each = scale(w, each)
+            each = multiply_no_nan(w, each)
             return jnp.sum(each if mask is None else jnp.where(mask, each, 0), axis=-1)
         own = class_weight(t, c, kept, mask)
         y = narrow(t, z.shape[-1])
         _check.traced_labels(fn, t, y, kept, z.shape[-1])
-        nll = row_terms.numbers(row_terms.Options(), *vary_alike(z, y, None, mask, kept)).nll
+        nll = row_terms.row_terms(row_terms.TermOptions(), *vary_alike(z, y, None, mask, kept)).nll
         out = g(nll, *parameters)
-        return out if own is None else scale(own, out)
+        return out if own is None else multiply_no_nan(own, out)
 
     return losses(z, t, kept, mask, class_weights, parameters)

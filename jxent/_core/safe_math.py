@@ -12,7 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 
-def faults(*terms: Float[Array, "*s"]) -> Float[Array, "*s"]:
+def propagate_nan(*terms: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """0, NaN where one of the terms is: to be added to their sum, whatever they weigh in it.
 
     The slope of a fault stays NaN under a weight of 0, and the loss must not hide it.
@@ -23,7 +23,7 @@ def faults(*terms: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return out
 
 
-def _told(w: Float[Array, "*#s"], x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+def _nan_to_num_at_zero(w: Float[Array, "*#s"], x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """x; where nothing is weighed, ∞ is told as the largest number and a fault as 0.
 
     So neither makes NaN of the 0 that w is, there and on the way back.
@@ -32,22 +32,22 @@ def _told(w: Float[Array, "*#s"], x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 
 
 @jax.custom_jvp
-def scale(w: Float[Array, "*#s"], x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+def multiply_no_nan(w: Float[Array, "*#s"], x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """w·x, 0 where w = 0."""
-    return w * _told(w, x)
+    return w * _nan_to_num_at_zero(w, x)
 
 
-def _scale_jvp(primals, tangents):
+def _multiply_no_nan_jvp(primals, tangents):
     """What differentiating `scale` gives, with less to remember."""
     w, x = primals
     w_dot, x_dot = tangents
-    out = scale(w, x)
+    out = multiply_no_nan(w, x)
     out_dot = jnp.zeros_like(out)
     if not isinstance(x_dot, SymbolicZero):
         out_dot = w * x_dot
     if not isinstance(w_dot, SymbolicZero):
-        out_dot = out_dot + w_dot * _told(w, x)
+        out_dot = out_dot + w_dot * _nan_to_num_at_zero(w, x)
     return out, out_dot
 
 
-scale.defjvp(_scale_jvp, symbolic_zeros=True)
+multiply_no_nan.defjvp(_multiply_no_nan_jvp, symbolic_zeros=True)

@@ -28,7 +28,7 @@ from jxent import _check
 from jxent._compat import vary_alike
 from jxent._core import row_terms
 from jxent._core.log_softmax import loss_dtype
-from jxent._core.safe_math import scale
+from jxent._core.safe_math import multiply_no_nan
 from jxent._core.targets import at_label, is_labels, narrow
 from jxent._typing import (
     AxisNames,
@@ -51,7 +51,7 @@ class Coefficients(NamedTuple):
 
     nll: Coefficient
     square: Coefficient
-    spread: Coefficient
+    smooth_loss: Coefficient
 
 
 def class_weight(
@@ -82,15 +82,15 @@ def _average_class_weight(
     t = t if kept is None else jnp.where(kept[..., None], t, 0)
     t = t if mask is None else jnp.where(mask, t, 0)
     mass = jnp.sum(t, axis=-1)
-    fault = ~jnp.isfinite(mass)
+    invalid = ~jnp.isfinite(mass)
     # Or 0·NaN would come back from a row that weighs nothing.
-    t, mass = jnp.where(fault[..., None], 0, t), jnp.where(fault, 0, mass)
+    t, mass = jnp.where(invalid[..., None], 0, t), jnp.where(invalid, 0, mass)
     weighted = jnp.sum(jnp.reshape(c, (1,) * (t.ndim - 1) + c.shape) * t, axis=-1)
     average = jnp.where(mass == 0, 0, weighted / jnp.where(mass == 0, 1, mass))
-    return jnp.where(fault, jnp.nan, average)
+    return jnp.where(invalid, jnp.nan, average)
 
 
-def _product(*factors: Coefficient) -> Coefficient:
+def _multiply(*factors: Coefficient) -> Coefficient:
     out: Coefficient = None
     for factor in factors:
         if factor is None or (isinstance(factor, float) and factor == 1):
@@ -100,7 +100,7 @@ def _product(*factors: Coefficient) -> Coefficient:
         elif isinstance(factor, float) or isinstance(out, float):
             out = factor * out
         else:
-            out = scale(out, factor)
+            out = multiply_no_nan(out, factor)
     return 1.0 if out is None else out
 
 
@@ -112,7 +112,7 @@ def row_weight(
     dtype: jnp.dtype,
 ) -> PerRow:
     """The row's share of the denominator, w c_y."""
-    w = _product(row_weights, class_weight)
+    w = _multiply(row_weights, class_weight)
     if isinstance(w, jax.Array):
         return w
     return jnp.ones(rows, dtype) if kept is None else kept.astype(dtype)
@@ -136,25 +136,27 @@ def coefficients(
 ) -> Coefficients:
     """Each row's factors of nll, lse² and spread; the weights are 0 in rows that are not kept."""
     own = class_weight if is_labels(targets) else None
-    a = _product(1 - label_smoothing, row_weights, own) if label_smoothing < 1 else None
-    b = _product(z_loss, row_weights) if z_loss else None
+    a = _multiply(1 - label_smoothing, row_weights, own) if label_smoothing < 1 else None
+    b = _multiply(z_loss, row_weights) if z_loss else None
     s: Coefficient = None
     if label_smoothing:
         share: Coefficient = label_smoothing / classes
         if mask is not None:
             share = label_smoothing / jnp.maximum(jnp.sum(mask, axis=-1).astype(dtype), 1)
-        s = _product(share, row_weights)
+        s = _multiply(share, row_weights)
     return Coefficients(a, b, s)
 
 
-def weigh(by: Coefficients, nll: PerRow, lse: PerRow | None, spread: PerRow | None) -> PerRow:
+def combine_terms(
+    by: Coefficients, nll: PerRow, lse: PerRow | None, smooth_loss: PerRow | None
+) -> PerRow:
     """a·nll + b·lse² + s·spread, a zero coefficient selecting 0 even against inf."""
-    terms = [_times(by.nll, nll)]
+    terms = [_term(by.nll, nll)]
     if by.square is not None:
         assert lse is not None
-        terms.append(_times(by.square, _square(by.square, lse)))
-    if by.spread is not None:
-        terms.append(_times(by.spread, spread))
+        terms.append(_term(by.square, _square(by.square, lse)))
+    if by.smooth_loss is not None:
+        terms.append(_term(by.smooth_loss, smooth_loss))
     present = [term for term in terms if term is not None]
     return sum(present[1:], start=present[0])
 
@@ -163,17 +165,17 @@ def _square(w: Coefficient, lse: PerRow) -> PerRow:
     """lse², with slope 0 where ∞ or NaN weighs nothing: 0·NaN on the way back would be NaN."""
     if not isinstance(w, jax.Array):
         return lse * lse
-    silent = (w == 0) & ~jnp.isfinite(lse)
-    heard = jnp.where(silent, 0, lse)
-    return jnp.where(silent, jax.lax.stop_gradient(lse * lse), heard * heard)
+    inactive = (w == 0) & ~jnp.isfinite(lse)
+    active = jnp.where(inactive, 0, lse)
+    return jnp.where(inactive, jax.lax.stop_gradient(lse * lse), active * active)
 
 
-def _times(w: Coefficient, x: PerRow | None) -> PerRow | None:
+def _term(w: Coefficient, x: PerRow | None) -> PerRow | None:
     if w is None or x is None:
         return None
     if isinstance(w, float):
         return x if w == 1 else w * x
-    return scale(w, x)
+    return multiply_no_nan(w, x)
 
 
 def reduce(
@@ -187,7 +189,7 @@ def reduce(
     """The rows, their sum, or their weighted mean."""
     if reduction == "none":
         return rows
-    total = over_devices(jnp.sum(rows), axis_name)
+    total = sum_over_devices(jnp.sum(rows), axis_name)
     if reduction == "sum":
         return total
     return divide(total, denominator(weights, normalizer, axis_name))
@@ -200,7 +202,7 @@ def denominator(
     if normalizer is not None:
         return normalizer
     assert weights is not None
-    return over_devices(jnp.sum(weights), axis_name)
+    return sum_over_devices(jnp.sum(weights), axis_name)
 
 
 def divide(x: Float[Array, "..."], by: Scalar) -> Float[Array, "..."]:
@@ -210,7 +212,7 @@ def divide(x: Float[Array, "..."], by: Scalar) -> Float[Array, "..."]:
     return jnp.where(empty, 0, x / jnp.where(empty, 1, by))
 
 
-def over_devices(x: Scalar, axis_name: AxisNames | None) -> Scalar:
+def sum_over_devices(x: Scalar, axis_name: AxisNames | None) -> Scalar:
     """The sum over the devices of these mesh axes."""
     return x if axis_name is None else lax.psum(x, axis_name)
 
@@ -218,7 +220,7 @@ def over_devices(x: Scalar, axis_name: AxisNames | None) -> Scalar:
 class Prepared(NamedTuple):
     """What a loss is made of, once its arguments are checked."""
 
-    options: row_terms.Options
+    options: row_terms.TermOptions
     targets: Targets  # labels are int32, those outside [0, V) are −1
     class_weights: ClassWeights | None
     by: Coefficients
@@ -259,14 +261,14 @@ def prepare(
         y = narrow(t, classes)
         _check.traced_labels(fn, t, y, kept, classes)
         t = y
-    options = row_terms.Options(
-        softcap=logit_softcap, lse=by.square is not None, spread=by.spread is not None
+    options = row_terms.TermOptions(
+        softcap=logit_softcap, lse=by.square is not None, smooth_loss=by.smooth_loss is not None
     )
     return Prepared(options, t, c, by, weights)
 
 
-def weighed_rows(
-    numbers: Callable[..., row_terms.Numbers],
+def weighted_rows(
+    numbers: Callable[..., row_terms.RowTerms],
     fn: str,
     z: Logits,
     t: Targets,
@@ -278,6 +280,6 @@ def weighed_rows(
 ) -> tuple[PerRow, PerRow]:
     """Each row's loss and its weight in a mean, from an attachment of the row formula."""
     dtype = loss_dtype(z.dtype)
-    said = prepare(fn, dtype, z.shape[-1], t, kept, mask, class_weights, row_weights, **options)
-    arguments = vary_alike(z, said.targets, said.class_weights, mask, kept)
-    return weigh(said.by, *numbers(said.options, *arguments)), said.weights
+    prepared = prepare(fn, dtype, z.shape[-1], t, kept, mask, class_weights, row_weights, **options)
+    arguments = vary_alike(z, prepared.targets, prepared.class_weights, mask, kept)
+    return combine_terms(prepared.by, *numbers(prepared.options, *arguments)), prepared.weights

@@ -12,12 +12,20 @@ import jax.numpy as jnp
 
 from jxent import _check
 from jxent._compat import vary_alike
-from jxent._core.row_terms import Options
+from jxent._core.row_terms import TermOptions
 from jxent._core.targets import kept_rows, narrow
-from jxent._core.weighting import denominator, divide, over_devices, prepare, reduce
+from jxent._core.weighting import denominator, divide, prepare, reduce, sum_over_devices
 from jxent._linear import reference, tokens, vocab
-from jxent._linear.projection import Bias, Head, Layout, Static, classes_axis, dtype_of, spared
-from jxent._linear.tiling import budgeted
+from jxent._linear.projection import (
+    Bias,
+    Head,
+    Layout,
+    LinearOptions,
+    classes_axis,
+    dtype_of,
+    pad_classes,
+)
+from jxent._linear.tiling import default_tile_size
 from jxent._typing import (
     ArrayLike,
     AxisNames,
@@ -30,9 +38,9 @@ from jxent._typing import (
 )
 
 _WAYS: dict[str, Callable[..., jax.Array]] = {
-    "tokens": tokens.losses,
-    "vocab": vocab.losses,
-    "reference": reference.losses,
+    "tokens": tokens.run,
+    "vocab": vocab.run,
+    "reference": reference.run,
 }
 
 
@@ -190,7 +198,7 @@ def _linear_cross_entropy(
 ) -> jax.Array:
     rows, dtype = h.shape[:-1], dtype_of(h, w, b)
     classes = w.shape[classes_axis(head_layout)]
-    said = prepare(
+    prepared = prepare(
         "linear_cross_entropy",
         dtype,
         classes,
@@ -203,22 +211,29 @@ def _linear_cross_entropy(
         z_loss=z_loss,
         logit_softcap=logit_softcap,
     )
-    y, kept = jax.tree.map(jnp.ravel, (said.targets, kept))
+    y, kept = jax.tree.map(jnp.ravel, (prepared.targets, kept))
     each_row = lambda x: jnp.broadcast_to(jnp.asarray(x, dtype), rows).ravel()  # noqa: E731
-    by, c = jax.tree.map(each_row, said.by), said.class_weights if said.options.spread else None
+    by, c = (
+        jax.tree.map(each_row, prepared.by),
+        prepared.class_weights if prepared.options.smooth_loss else None,
+    )
     summed = way == "tokens"
     if summed and reduction == "mean":
         # Before the sum and not after it, so that a slope of 1 leaves the gradients as they are.
-        by = jax.tree.map(partial(divide, by=denominator(said.weights, normalizer, axis_name)), by)
+        by = jax.tree.map(
+            partial(divide, by=denominator(prepared.weights, normalizer, axis_name)), by
+        )
     if way != "reference":
-        w, b = spared(head_layout, w, b)
+        w, b = pad_classes(head_layout, w, b)
     made = w.shape[classes_axis(head_layout)]
-    if made > classes and said.options.spread:
+    if made > classes and prepared.options.smooth_loss:
         c = jnp.pad(jnp.ones(classes, dtype) if c is None else c, (0, made - classes))
-    default = budgeted("classes", y.size) if way == "vocab" else budgeted("rows", made)
-    static = Static(head_layout, precision, chunk_size or default, said.options)
+    default = (
+        default_tile_size("classes", y.size) if way == "vocab" else default_tile_size("rows", made)
+    )
+    static = LinearOptions(head_layout, precision, chunk_size or default, prepared.options)
     hidden = h.reshape(math.prod(rows), h.shape[-1])
-    if any(isinstance(x, jax.Array) for x in said.by) or normalizer is not None:
+    if any(isinstance(x, jax.Array) for x in prepared.by) or normalizer is not None:
         # A row of weight 0 with ∞ in it is dropped: a slope of 0 times ∞ would be NaN in dhead.
         counts = jnp.any(jnp.stack([x != 0 for x in by if x is not None]), axis=0)
         counts = counts | jnp.all(jnp.isfinite(hidden), axis=-1)
@@ -226,10 +241,10 @@ def _linear_cross_entropy(
     operands = vary_alike(hidden, w, b, y, c, kept, *by)
     losses = _WAYS[way](static, *operands[:6], type(by)(*operands[6:]))
     if summed:
-        return over_devices(losses, axis_name)
+        return sum_over_devices(losses, axis_name)
     return reduce(
         losses.reshape(rows),
-        said.weights,
+        prepared.weights,
         reduction=reduction,
         normalizer=normalizer,
         axis_name=axis_name,
@@ -413,7 +428,7 @@ def _linear_rows(
     logit_softcap: float | None,
     chunk_size: int | None,
     precision: Any,
-) -> vocab.Row:
+) -> vocab.VocabTerms:
     """The numbers of each row; the entropy too when there are labels."""
     rows, classes = h.shape[:-1], w.shape[classes_axis(head_layout)]
     narrowed = None
@@ -422,9 +437,11 @@ def _linear_rows(
         _check.traced_labels(fn, y, narrowed, kept, classes)
     narrowed, kept = jax.tree.map(jnp.ravel, (narrowed, kept))
     hidden = h.reshape(math.prod(rows), h.shape[-1])
-    size = chunk_size or budgeted("classes", hidden.shape[0])
-    static = Static(head_layout, precision, size, Options(softcap=logit_softcap, lse=True))
-    w, b = spared(head_layout, w, b)
+    size = chunk_size or default_tile_size("classes", hidden.shape[0])
+    static = LinearOptions(
+        head_layout, precision, size, TermOptions(softcap=logit_softcap, lse=True)
+    )
+    w, b = pad_classes(head_layout, w, b)
     h_, w_, b_, y_, kept_ = vary_alike(hidden, w, b, narrowed, kept)
-    row = vocab.numbers(static, y is not None, h_, w_, b_, y_, None, kept_)
+    row = vocab.vocab_terms(static, y is not None, h_, w_, b_, y_, None, kept_)
     return jax.tree.map(lambda x: x.reshape(rows), row)

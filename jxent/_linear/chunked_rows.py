@@ -21,23 +21,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jxent._core.needs_grad import Types, flag, nothing, perturbed, raised, types_of
-from jxent._core.safe_math import scale
-from jxent._linear.projection import (
-    Static,
-    dtype_of,
-    project,
-    rounded,
-    selected,
-    to_head,
-    to_hidden,
+from jxent._core.needs_grad import (
+    Types,
+    decode_flag,
+    encode_flag,
+    needs_grad,
+    symbolic_zero,
+    types_of,
 )
-from jxent._linear.tiling import Cut, Index, cut
+from jxent._core.safe_math import multiply_no_nan
+from jxent._linear.projection import (
+    LinearOptions,
+    dtype_of,
+    head_gradient,
+    hidden_gradient,
+    project,
+    scale_to_half,
+    selected,
+)
+from jxent._linear.tiling import Index, Tiles, split_axis
 from jxent._typing import Logits, PerRow, RowMask, Scalar
 
 Zs = tuple[Logits, ...]
 # (logits of each projection, shared, each, rows, kept) → the losses of some rows
-Loss = Callable[[Zs, Any, Any, Any, RowMask | None], PerRow]
+RowLoss = Callable[[Zs, Any, Any, Any, RowMask | None], PerRow]
 
 
 class Projection(NamedTuple):
@@ -67,7 +74,7 @@ def _operands(fields: Iterable[Any]) -> Operands:
     return Operands(tuple(Projection(*triple) for triple in triples), shared, each)
 
 
-class _Part(NamedTuple):
+class _Chunk(NamedTuple):
     """One chunk of the rows."""
 
     hs: tuple[Array, ...]
@@ -77,177 +84,199 @@ class _Part(NamedTuple):
     kept: RowMask | None
 
 
-def _pieces(statics: tuple[Static, ...], operands: Operands) -> Cut:
-    return cut(operands.projections[0].h.shape[0], statics[0].size)
+def _row_tiles(statics: tuple[LinearOptions, ...], operands: Operands) -> Tiles:
+    return split_axis(operands.projections[0].h.shape[0], statics[0].size)
 
 
-def _part(
-    statics: tuple[Static, ...], operands: Operands, rows: Any, kept: RowMask | None, i: Index
-) -> _Part:
-    pieces = _pieces(statics, operands)
-    own, keep = pieces.owns(i), None if kept is None else pieces.take(kept, i)
+def _chunk(
+    statics: tuple[LinearOptions, ...],
+    operands: Operands,
+    rows: Any,
+    kept: RowMask | None,
+    i: Index,
+) -> _Chunk:
+    tiles = _row_tiles(statics, operands)
+    own, keep = tiles.owns(i), None if kept is None else tiles.take(kept, i)
     keep = own if keep is None else keep if own is None else keep & own
-    rows_i, each_i = jax.tree.map(lambda x: pieces.take(x, i), (rows, operands.each))
-    hs = tuple(selected(keep, pieces.take(p.h, i)) for p in operands.projections)
+    rows_i, each_i = jax.tree.map(lambda x: tiles.take(x, i), (rows, operands.each))
+    hs = tuple(selected(keep, tiles.take(p.h, i)) for p in operands.projections)
     triples = zip(statics, hs, operands.projections, strict=True)
     zs = tuple(project(static, h, p.w, p.b) for static, h, p in triples)
-    return _Part(hs, zs, each_i, rows_i, keep)
+    return _Chunk(hs, zs, each_i, rows_i, keep)
 
 
-def _dtype(operands: Operands) -> jnp.dtype:
+def _chunk_dtype(operands: Operands) -> jnp.dtype:
     return dtype_of(*jax.tree.leaves(operands.projections))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def total(
-    loss: Loss, statics: tuple[Static, ...], operands: Operands, rows: Any, kept: RowMask | None
+def sum_of_rows(
+    loss: RowLoss,
+    statics: tuple[LinearOptions, ...],
+    operands: Operands,
+    rows: Any,
+    kept: RowMask | None,
 ) -> Scalar:
     """The sum of the rows' losses."""
-    nobody = (False,) * len(_fields(operands))
-    return _sweep(loss, statics, nobody, operands, rows, kept, None)[0]
+    none_wanted = (False,) * len(_fields(operands))
+    return _scan_chunks(loss, statics, none_wanted, operands, rows, kept, None)[0]
 
 
-def _sweep(
-    loss: Loss,
-    statics: tuple[Static, ...],
-    asked: tuple[bool, ...],
+def _scan_chunks(
+    loss: RowLoss,
+    statics: tuple[LinearOptions, ...],
+    wanted: tuple[bool, ...],
     operands: Operands,
     rows: Any,
     kept: RowMask | None,
     g: PerRow | None,
 ) -> tuple[Scalar, Operands]:
     """Σ_rows g loss, and the slopes that are asked for; g is 1 without."""
-    dtype, pieces = _dtype(operands), _pieces(statics, operands)
+    dtype, tiles = _chunk_dtype(operands), _row_tiles(statics, operands)
 
     def chunk(carry: tuple[Scalar, Operands], i: Index) -> tuple[Scalar, Operands]:
-        value, slopes = carry
-        part = _part(statics, operands, rows, kept, i)
-        g_i = None if g is None else pieces.take(g, i)
+        value, gradients = carry
+        part = _chunk(statics, operands, rows, kept, i)
+        g_i = None if g is None else tiles.take(g, i)
 
         def summed(zs: Zs, shared: Any, each: Any) -> Scalar:
             losses = loss(zs, shared, each, part.rows, part.kept)
-            return jnp.sum(losses if g_i is None else scale(g_i, losses))
+            return jnp.sum(losses if g_i is None else multiply_no_nan(g_i, losses))
 
-        if not any(asked):
-            return value + summed(part.zs, operands.shared, part.each), slopes
+        if not any(wanted):
+            return value + summed(part.zs, operands.shared, part.each), gradients
         more, pull = jax.vjp(summed, part.zs, operands.shared, part.each)
         dzs, dshared, deach = pull(jnp.ones_like(more))
-        every = zip(statics, slopes.projections, operands.projections, part.hs, dzs, strict=True)
-        projections = tuple(_added(pieces, i, dtype, *each) for each in every)
-        shared, each = slopes.shared, slopes.each
+        every = zip(statics, gradients.projections, operands.projections, part.hs, dzs, strict=True)
+        projections = tuple(_accumulate(tiles, i, dtype, *each) for each in every)
+        shared, each = gradients.shared, gradients.each
         if shared is not None:
             shared = jax.tree.map(jnp.add, shared, dshared)
         if each is not None:
-            each = jax.tree.map(lambda x, d: pieces.put(x, d, i), each, deach)
+            each = jax.tree.map(lambda x, d: tiles.put(x, d, i), each, deach)
         return value + more, Operands(projections, shared, each)
 
-    fields = zip(_fields(operands), asked, strict=True)
+    fields = zip(_fields(operands), wanted, strict=True)
     zeros = _operands(_zeros(field, dtype) if wanted else None for field, wanted in fields)
     like = operands.projections[0].h
-    return pieces.sweep(chunk, (jnp.zeros((), dtype), zeros), like=like)
+    return tiles.scan(chunk, (jnp.zeros((), dtype), zeros), like=like)
 
 
 def _zeros(field: Any, dtype: jnp.dtype) -> Any:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), field)
 
 
-def _added(
-    pieces: Cut,
+def _accumulate(
+    tiles: Tiles,
     i: Index,
     dtype: jnp.dtype,
-    static: Static,
-    slopes: Projection,
+    static: LinearOptions,
+    gradients: Projection,
     given: Projection,
     h_i: Array,
     dz: Logits,
 ) -> Projection:
     """The slopes of a projection with those of a chunk."""
-    dh, dw, db = slopes
-    narrow = rounded(dz, given.h, given.w)
+    dh, dw, db = gradients
+    narrow = scale_to_half(dz, given.h, given.w)
     if dh is not None:
-        dh = pieces.put(dh, to_hidden(static, narrow, given.w, dtype), i)
+        dh = tiles.put(dh, hidden_gradient(static, narrow, given.w, dtype), i)
     if dw is not None:
-        dw = dw + to_head(static, h_i, narrow, dtype)
+        dw = dw + head_gradient(static, h_i, narrow, dtype)
     if db is not None:
         db = db + jnp.sum(dz, axis=0, dtype=dtype)
     return Projection(dh, dw, db)
 
 
-def _given(operands: Operands) -> tuple[Operands, tuple[bool, ...]]:
+def _values_and_needs(operands: Operands) -> tuple[Operands, tuple[bool, ...]]:
     """The values of what a forward rule with symbolic zeros is given, and which are asked for."""
-    return jax.tree.map(lambda x: x.value, operands), tuple(map(perturbed, _fields(operands)))
+    return jax.tree.map(lambda x: x.value, operands), tuple(map(needs_grad, _fields(operands)))
 
 
-def _back(slopes: Operands, types: Types, g: Scalar | None) -> Operands:
+def _scaled_gradients(gradients: Operands, types: Types, g: Scalar | None) -> Operands:
     """The slopes times g, each in the dtype of what it is for."""
-    leaves, structure = jax.tree.flatten(slopes)
+    leaves, structure = jax.tree.flatten(gradients)
 
-    def back(slope: Array, like: Any) -> Any:
-        if slope.dtype == bool:
-            return nothing(like)
-        return (slope if g is None else g * slope).astype(like.dtype)
+    def back(gradient: Array, like: Any) -> Any:
+        if gradient.dtype == bool:
+            return symbolic_zero(like)
+        return (gradient if g is None else g * gradient).astype(like.dtype)
 
-    found = [back(slope, like) for slope, like in zip(leaves, types.leaves, strict=True)]
+    found = [back(gradient, like) for gradient, like in zip(leaves, types.leaves, strict=True)]
     return jax.tree.unflatten(structure, found)
 
 
-def _told(slopes: Operands, operands: Operands) -> Operands:
+def _encode_structure(gradients: Operands, operands: Operands) -> Operands:
     """One structure whatever is asked: an empty array where it is not."""
-    pairs = zip(_fields(slopes), _fields(operands), strict=True)
-    return _operands(jax.tree.map(lambda _: flag(False), x) if s is None else s for s, x in pairs)
+    pairs = zip(_fields(gradients), _fields(operands), strict=True)
+    return _operands(
+        jax.tree.map(lambda _: encode_flag(False), x) if s is None else s for s, x in pairs
+    )
 
 
-def _total_fwd(loss, statics, operands, rows, kept):
-    operands, asked = _given(operands)
+def _sum_of_rows_fwd(loss, statics, operands, rows, kept):
+    operands, wanted = _values_and_needs(operands)
     rows, kept = jax.tree.map(lambda x: x.value, (rows, kept))
-    value, slopes = _sweep(loss, statics, asked, operands, rows, kept, None)
-    return value, (_told(slopes, operands), types_of(operands))
+    value, gradients = _scan_chunks(loss, statics, wanted, operands, rows, kept, None)
+    return value, (_encode_structure(gradients, operands), types_of(operands))
 
 
-def _total_bwd(loss, statics, saved, g):
-    slopes, types = saved
-    return _back(slopes, types, g), None, None
+def _sum_of_rows_bwd(loss, statics, saved, g):
+    gradients, types = saved
+    return _scaled_gradients(gradients, types, g), None, None
 
 
-total.defvjp(_total_fwd, _total_bwd, symbolic_zeros=True)
+sum_of_rows.defvjp(_sum_of_rows_fwd, _sum_of_rows_bwd, symbolic_zeros=True)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def each_row(
-    loss: Loss, statics: tuple[Static, ...], operands: Operands, rows: Any, kept: RowMask | None
+    loss: RowLoss,
+    statics: tuple[LinearOptions, ...],
+    operands: Operands,
+    rows: Any,
+    kept: RowMask | None,
 ) -> PerRow:
     """Each row's loss."""
-    return _losses(loss, statics, operands, rows, kept)
+    return _row_losses(loss, statics, operands, rows, kept)
 
 
-def _losses(
-    loss: Loss, statics: tuple[Static, ...], operands: Operands, rows: Any, kept: RowMask | None
+def _row_losses(
+    loss: RowLoss,
+    statics: tuple[LinearOptions, ...],
+    operands: Operands,
+    rows: Any,
+    kept: RowMask | None,
 ) -> PerRow:
-    pieces, h = _pieces(statics, operands), operands.projections[0].h
+    tiles, h = _row_tiles(statics, operands), operands.projections[0].h
 
     def chunk(losses: PerRow, i: Index) -> PerRow:
-        part = _part(statics, operands, rows, kept, i)
+        part = _chunk(statics, operands, rows, kept, i)
         found = loss(part.zs, operands.shared, part.each, part.rows, part.kept)
-        return pieces.put(losses, found, i)
+        return tiles.put(losses, found, i)
 
-    return pieces.sweep(chunk, jnp.zeros(h.shape[0], _dtype(operands)), like=h)
+    return tiles.scan(chunk, jnp.zeros(h.shape[0], _chunk_dtype(operands)), like=h)
 
 
 def _each_row_fwd(loss, statics, operands, rows, kept):
-    operands, asked = _given(operands)
+    operands, wanted = _values_and_needs(operands)
     rows, kept = jax.tree.map(lambda x: x.value, (rows, kept))
-    losses = _losses(loss, statics, operands, rows, kept)
-    return losses, (operands, rows, kept, losses, tuple(map(flag, asked)))
+    losses = _row_losses(loss, statics, operands, rows, kept)
+    return losses, (operands, rows, kept, losses, tuple(map(encode_flag, wanted)))
 
 
 def _each_row_bwd(loss, statics, saved, g):
     operands, rows, kept, losses, flags = saved
     # A row at fault that weighs nothing passes nothing back: 0·NaN would be NaN in the head.
-    heard = (g != 0) | jnp.isfinite(losses)
-    heard = heard if kept is None else heard & kept
-    asked = tuple(map(raised, flags))
-    _, slopes = _sweep(loss, statics, asked, operands, rows, heard, g)
-    return _back(_told(slopes, operands), types_of(operands), None), None, None
+    active = (g != 0) | jnp.isfinite(losses)
+    active = active if kept is None else active & kept
+    wanted = tuple(map(decode_flag, flags))
+    _, gradients = _scan_chunks(loss, statics, wanted, operands, rows, active, g)
+    return (
+        _scaled_gradients(_encode_structure(gradients, operands), types_of(operands), None),
+        None,
+        None,
+    )
 
 
 each_row.defvjp(_each_row_fwd, _each_row_bwd, symbolic_zeros=True)

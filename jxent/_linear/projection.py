@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jxent._compat import sharded_explicitly
 from jxent._core.log_softmax import loss_dtype
-from jxent._core.row_terms import Options
+from jxent._core.row_terms import TermOptions
 from jxent._typing import Logits, RowMask
 
 Layout = Literal["dv", "vd"]
@@ -30,13 +30,13 @@ def classes_axis(layout: Layout) -> int:
     return 1 if layout == "dv" else 0
 
 
-class Static(NamedTuple):
+class LinearOptions(NamedTuple):
     """What is fixed when tracing."""
 
     layout: Layout
     precision: Any
     size: int  # rows in a chunk, or classes in a block
-    options: Options
+    options: TermOptions
 
     @property
     def classes_axis(self) -> int:
@@ -44,7 +44,7 @@ class Static(NamedTuple):
         return classes_axis(self.layout)
 
 
-def spare_classes(classes: int) -> int:
+def alignment_padding(classes: int) -> int:
     """How many to add, so that on a GPU each row of logits begins at a multiple of 16 bytes.
 
     Where one does not (GPT-2 has 50257 classes) the products take three times as long.
@@ -53,10 +53,10 @@ def spare_classes(classes: int) -> int:
     return 0 if aligned else -classes % (128 if classes > 1024 else 8)
 
 
-def spared(layout: Layout, w: Head, b: Bias | None) -> tuple[Head, Float[Array, "_"] | None]:
+def pad_classes(layout: Layout, w: Head, b: Bias | None) -> tuple[Head, Float[Array, "_"] | None]:
     """Head and bias with those classes, all of them impossible."""
     axis = classes_axis(layout)
-    spare = spare_classes(w.shape[axis])
+    spare = alignment_padding(w.shape[axis])
     if spare == 0 or sharded_explicitly(w, axis):
         return w, b
     dtype = dtype_of(w, b)
@@ -71,7 +71,9 @@ def dtype_of(*operands: Array | None) -> jnp.dtype:
     return max(dtypes, key=lambda dtype: dtype.itemsize)
 
 
-def _dot(static: Static, a: Array, b: Array, axes: tuple[int, int], dtype: jnp.dtype) -> Array:
+def _dot(
+    static: LinearOptions, a: Array, b: Array, axes: tuple[int, int], dtype: jnp.dtype
+) -> Array:
     contract = ((axes[:1], axes[1:]), ((), ()))
     return lax.dot_general(a, b, contract, precision=static.precision, preferred_element_type=dtype)
 
@@ -81,7 +83,7 @@ def selected(kept: RowMask | None, x: Float[Array, "N _"]) -> Float[Array, "N _"
     return x if kept is None else jnp.where(kept[:, None], x, 0)
 
 
-def project(static: Static, h: Hidden, w: Head, b: Bias | None) -> Logits:
+def project(static: LinearOptions, h: Hidden, w: Head, b: Bias | None) -> Logits:
     """z = h·w + b."""
     dtype = dtype_of(h, w, b)
     z = _dot(static, h, w, (1, 1 - static.classes_axis), dtype)
@@ -89,30 +91,30 @@ def project(static: Static, h: Hidden, w: Head, b: Bias | None) -> Logits:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def project_kept(
-    static: Static, kept: RowMask | None, h: Hidden, w: Head, b: Bias | None
+def project_rows(
+    static: LinearOptions, kept: RowMask | None, h: Hidden, w: Head, b: Bias | None
 ) -> Logits:
     """`project` of `selected` rows, with logits 0 in the others, without a copy of h."""
     return selected(kept, project(static, h, w, b))
 
 
-@project_kept.defjvp
-def _project_kept_jvp(static, primals, tangents):
+@project_rows.defjvp
+def _project_rows_jvp(static, primals, tangents):
     kept, h, w, b = primals
     # Here the copy is made: the other rows' 0·∞ would be NaN in what comes back to the head.
     run = partial(project, static)
     _, z_dot = jax.jvp(run, (selected(kept, h), w, b), tangents[1:])
-    return project_kept(static, *primals), selected(kept, z_dot)
+    return project_rows(static, *primals), selected(kept, z_dot)
 
 
-class Rounded(NamedTuple):
+class ScaledGradient(NamedTuple):
     """dz in the operands' dtype, and what its products are to be multiplied by."""
 
     dz: Logits
-    unit: Float[Array, ""] | None
+    scale: Float[Array, ""] | None
 
 
-def rounded(dz: Logits, h: Hidden, w: Head) -> Rounded:
+def scale_to_half(dz: Logits, h: Hidden, w: Head) -> ScaledGradient:
     """dz as an operand.  Slopes of a mean would vanish in float16: they are lifted into its range.
 
     The lift is a power of two that takes the largest slope to 2¹⁴ or so, which leaves 2²⁸ below it
@@ -120,26 +122,26 @@ def rounded(dz: Logits, h: Hidden, w: Head) -> Rounded:
     """
     dtype = h.dtype if h.dtype == w.dtype else dz.dtype
     if dtype != jnp.float16:
-        return Rounded(dz.astype(dtype), None)
+        return ScaledGradient(dz.astype(dtype), None)
     largest = jnp.max(jnp.where(jnp.isfinite(dz), jnp.abs(dz), 0), initial=0)
     _, exponent = jnp.frexp(jnp.where(largest == 0, 1, lax.stop_gradient(largest)))
-    unit = jnp.ldexp(jnp.ones((), dz.dtype), exponent - 14)
-    return Rounded((dz / unit).astype(dtype), unit)
+    scale = jnp.ldexp(jnp.ones((), dz.dtype), exponent - 14)
+    return ScaledGradient((dz / scale).astype(dtype), scale)
 
 
-def _in_units(x: Array, unit: Float[Array, ""] | None) -> Array:
-    return x if unit is None else x * unit
+def _unscale(x: Array, scale: Float[Array, ""] | None) -> Array:
+    return x if scale is None else x * scale
 
 
-def to_hidden(static: Static, by: Rounded, w: Head, dtype: jnp.dtype) -> Hidden:
+def hidden_gradient(static: LinearOptions, by: ScaledGradient, w: Head, dtype: jnp.dtype) -> Hidden:
     """dz·wᵀ."""
-    return _in_units(_dot(static, by.dz, w, (1, static.classes_axis), dtype), by.unit)
+    return _unscale(_dot(static, by.dz, w, (1, static.classes_axis), dtype), by.scale)
 
 
-def to_head(static: Static, h: Hidden, by: Rounded, dtype: jnp.dtype) -> Head:
+def head_gradient(static: LinearOptions, h: Hidden, by: ScaledGradient, dtype: jnp.dtype) -> Head:
     """hᵀ·dz, in the head's layout."""
     if static.layout == "vd":
-        return _in_units(_dot(static, by.dz, h, (0, 0), dtype), by.unit)
+        return _unscale(_dot(static, by.dz, h, (0, 0), dtype), by.scale)
     # XLA:CPU has no fast product over both first axes: the small operand is transposed before.
     turned = lax.optimization_barrier(h.T)
-    return _in_units(_dot(static, turned, by.dz, (1, 0), dtype), by.unit)
+    return _unscale(_dot(static, turned, by.dz, (1, 0), dtype), by.scale)

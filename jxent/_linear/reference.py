@@ -3,13 +3,13 @@
 from functools import partial
 
 from jxent._core import row_terms
-from jxent._core.weighting import Coefficients, weigh
-from jxent._linear.projection import Bias, Head, Hidden, Static, project, selected
+from jxent._core.weighting import Coefficients, combine_terms
+from jxent._linear.projection import Bias, Head, Hidden, LinearOptions, project, selected
 from jxent._typing import ClassWeights, Labels, PerRow, RowMask
 
 
-def losses(
-    static: Static,
+def run(
+    static: LinearOptions,
     h: Hidden,
     w: Head,
     b: Bias | None,
@@ -19,5 +19,5 @@ def losses(
     by: Coefficients,
 ) -> PerRow:
     """Each row's loss."""
-    numbers = row_terms.remembering(partial(row_terms.numbers, static.options))
-    return weigh(by, *numbers(project(static, selected(kept, h), w, b), y, c, None, kept))
+    numbers = row_terms.rematerialized(partial(row_terms.row_terms, static.options))
+    return combine_terms(by, *numbers(project(static, selected(kept, h), w, b), y, c, None, kept))

@@ -26,20 +26,20 @@ _BUDGET = {
     ("rows", "accelerator"): (2**30, 2048),
     ("classes", "accelerator"): (2**28, 4096),
 }
-_ROUND = 128  # what products on accelerators are tiled by
+_ALIGNMENT = 128  # what products on accelerators are tiled by
 
 
 def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def budgeted(axis: Literal["rows", "classes"], other: int) -> int:
+def default_tile_size(axis: Literal["rows", "classes"], other: int) -> int:
     """The size of a piece of one axis of the logits, given the length of the other."""
     budget, least = _BUDGET[axis, "cpu" if _on_cpu() else "accelerator"]
     return max(least, budget // (4 * max(other, 1)))
 
 
-class Cut(NamedTuple):
+class Tiles(NamedTuple):
     """`number` pieces of `size`, which together make `length`."""
 
     length: int
@@ -79,7 +79,7 @@ class Cut(NamedTuple):
             return part
         return lax.dynamic_update_slice_in_dim(x, part, self.start(i), axis)
 
-    def sweep(self, body: Callable[[Carry, Index], Carry], carry: Carry, like: Array) -> Carry:
+    def scan(self, body: Callable[[Carry, Index], Carry], carry: Carry, like: Array) -> Carry:
         """Body after body over the pieces in order; a derivative computes each again.
 
         The carry is marked as varying over a mesh as `like` does, which it will once it is summed.
@@ -87,20 +87,20 @@ class Cut(NamedTuple):
         leaves, structure = jax.tree.flatten(carry)
         carry = jax.tree.unflatten(structure, vary_alike(like, *leaves)[1:])
         # What a piece makes on its way is as large as what a cut is there to avoid.
-        forgetting = jax.checkpoint(body, prevent_cse=self.number == 1)
+        rematerialized = jax.checkpoint(body, prevent_cse=self.number == 1)
         if self.number == 1:
-            return forgetting(carry, jnp.int32(0))
-        pieces = lax.iota(jnp.int32, self.number)
-        return lax.scan(lambda carry, i: (forgetting(carry, i), None), carry, pieces)[0]
+            return rematerialized(carry, jnp.int32(0))
+        tiles = lax.iota(jnp.int32, self.number)
+        return lax.scan(lambda carry, i: (rematerialized(carry, i), None), carry, tiles)[0]
 
 
-def cut(length: int, size: int) -> Cut:
+def split_axis(length: int, size: int) -> Tiles:
     """As few pieces as can be of at most `size`, all of one size.
 
     On an accelerator a round one, unless another divides the length.
     """
     count = max(1, -(-length // size))
     least = -(-length // count)
-    round_ = -(-least // _ROUND) * _ROUND
+    round_ = -(-least // _ALIGNMENT) * _ALIGNMENT
     rounds = length % count and round_ <= size and not _on_cpu()
-    return Cut(length, count, round_ if rounds else least)
+    return Tiles(length, count, round_ if rounds else least)

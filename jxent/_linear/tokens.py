@@ -8,16 +8,16 @@
 from typing import NamedTuple
 
 from jxent._core import row_terms
-from jxent._core.weighting import Coefficients, weigh
-from jxent._linear.chunked_rows import Operands, Projection, Zs, total
-from jxent._linear.projection import Bias, Head, Hidden, Static
+from jxent._core.weighting import Coefficients, combine_terms
+from jxent._linear.chunked_rows import Operands, Projection, Zs, sum_of_rows
+from jxent._linear.projection import Bias, Head, Hidden, LinearOptions
 from jxent._typing import ClassWeights, Labels, PerRow, RowMask, Scalar
 
 
 class _CrossEntropy(NamedTuple):
     """The losses of a chunk's rows."""
 
-    options: row_terms.Options
+    options: row_terms.TermOptions
 
     def __call__(
         self,
@@ -28,11 +28,11 @@ class _CrossEntropy(NamedTuple):
         kept: RowMask | None,
     ) -> PerRow:
         (z,) = zs
-        return weigh(by, *row_terms.training_rows(self.options, z, y, c, None, kept))
+        return combine_terms(by, *row_terms.training_row_terms(self.options, z, y, c, None, kept))
 
 
-def losses(
-    static: Static,
+def run(
+    static: LinearOptions,
     h: Hidden,
     w: Head,
     b: Bias | None,
@@ -43,4 +43,4 @@ def losses(
 ) -> Scalar:
     """The sum of the rows' losses."""
     operands = Operands((Projection(h, w, b),), c, by)
-    return total(_CrossEntropy(static.options), (static,), operands, y, kept)
+    return sum_of_rows(_CrossEntropy(static.options), (static,), operands, y, kept)

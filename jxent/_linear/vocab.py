@@ -21,43 +21,43 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jxent._core import log_softmax
-from jxent._core.log_softmax import Statistics, derivative, log_normaliser
-from jxent._core.needs_grad import flag, nothing, perturbed, raised
-from jxent._core.row_terms import effective
-from jxent._core.safe_math import scale
+from jxent._core.log_softmax import Statistics, derivative, logsumexp
+from jxent._core.needs_grad import decode_flag, encode_flag, needs_grad, symbolic_zero
+from jxent._core.row_terms import apply_mask_and_softcap
+from jxent._core.safe_math import multiply_no_nan
 from jxent._core.targets import at_label, is_label
-from jxent._core.weighting import Coefficients, weigh
+from jxent._core.weighting import Coefficients, combine_terms
 from jxent._linear.projection import (
     Bias,
     Head,
     Hidden,
-    Static,
+    LinearOptions,
     dtype_of,
-    project_kept,
-    rounded,
+    head_gradient,
+    hidden_gradient,
+    project_rows,
+    scale_to_half,
     selected,
-    to_head,
-    to_hidden,
 )
-from jxent._linear.tiling import Cut, Index, cut
+from jxent._linear.tiling import Index, Tiles, split_axis
 from jxent._typing import ClassWeights, Labels, Logits, PerRow, RowMask
 
-_FAR = 1e6
+_LARGEST_GAP = 1e6
 
 
-class Row(NamedTuple):
+class VocabTerms(NamedTuple):
     """Each row's numbers, then what is not differentiated."""
 
     nll: PerRow
     lse: PerRow
-    spread: PerRow | None
+    smooth_loss: PerRow | None
     entropy: PerRow | None
     label: Labels  # as given, or the class of the largest logit; −1 in rows at fault
     m: PerRow
     S: PerRow
 
 
-class _Seen(NamedTuple):
+class _OnlineState(NamedTuple):
     """What is known of each row after some blocks."""
 
     stats: Statistics
@@ -78,28 +78,28 @@ class _Block(NamedTuple):
     c: ClassWeights | None
 
 
-def _pieces(static: Static, w: Head) -> Cut:
-    return cut(w.shape[static.classes_axis], static.size)
+def _class_tiles(static: LinearOptions, w: Head) -> Tiles:
+    return split_axis(w.shape[static.classes_axis], static.size)
 
 
-def _block(static: Static, i: Index, w, b, y, c, dtype) -> _Block:
+def _block(static: LinearOptions, i: Index, w, b, y, c, dtype) -> _Block:
     """Piece i; classes that another piece owns are impossible here and weigh nothing."""
-    pieces = _pieces(static, w)
-    own, start = pieces.owns(i), pieces.start(i)
-    b_i = None if b is None else pieces.take(b, i)
+    tiles = _class_tiles(static, w)
+    own, start = tiles.owns(i), tiles.start(i)
+    b_i = None if b is None else tiles.take(b, i)
     c_i = y_i = None
-    if static.options.spread:
-        c_i = jnp.ones(pieces.size, dtype) if c is None else pieces.take(c, i)
+    if static.options.smooth_loss:
+        c_i = jnp.ones(tiles.size, dtype) if c is None else tiles.take(c, i)
     if y is not None:
         at = y - start
-        y_i = jnp.where((at >= 0) & (at < pieces.owned(i)), at, -1)
+        y_i = jnp.where((at >= 0) & (at < tiles.owned(i)), at, -1)
     if own is not None:
-        b_i = jnp.where(own, jnp.zeros(pieces.size, dtype) if b_i is None else b_i, -jnp.inf)
+        b_i = jnp.where(own, jnp.zeros(tiles.size, dtype) if b_i is None else b_i, -jnp.inf)
         c_i = None if c_i is None else jnp.where(own, c_i, 0)
-    return _Block(start, pieces.take(w, i, static.classes_axis), b_i, y_i, c_i)
+    return _Block(start, tiles.take(w, i, static.classes_axis), b_i, y_i, c_i)
 
 
-def _see(seen: _Seen, z: Logits, block: _Block) -> _Seen:
+def _update_state(seen: _OnlineState, z: Logits, block: _Block) -> _OnlineState:
     m, S = log_softmax.statistics(z, z.dtype)
     # In a block, unlike in a row, all classes may be impossible.
     stats = log_softmax.merge(seen.stats, Statistics(m, jnp.where(m == -jnp.inf, -1, S)))
@@ -114,19 +114,21 @@ def _see(seen: _Seen, z: Logits, block: _Block) -> _Seen:
     gaps, share, E = seen.gaps, seen.share, seen.E
     if gaps is not None:
         assert share is not None and block.c is not None
-        gaps = gaps + scale(share, rise) + log_softmax.weighted_gap(block.c[None, :], z, top)
+        gaps = (
+            gaps + multiply_no_nan(share, rise) + log_softmax.weighted_gap(block.c[None, :], z, top)
+        )
         share = share + jnp.sum(block.c)
     if E is not None:
         # exp(−d) d is 0 long before there, and so is what its derivatives make of it.
-        d = jnp.minimum(-log_softmax.from_top(z, top[:, None]), _FAR)
+        d = jnp.minimum(-log_softmax.minus_max(z, top[:, None]), _LARGEST_GAP)
         left, rise = jnp.exp(-rise), jnp.minimum(rise, jnp.finfo(z.dtype).max)
         E = left * E + (left * rise) * (1 + seen.stats.S) + jnp.sum(jnp.exp(-d) * d, axis=-1)
-    return _Seen(stats, label, jnp.where(here, z_y, seen.z_y), gaps, share, E)
+    return _OnlineState(stats, label, jnp.where(here, z_y, seen.z_y), gaps, share, E)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def numbers(
-    static: Static,
+def vocab_terms(
+    static: LinearOptions,
     entropy: bool,
     h: Hidden,
     w: Head,
@@ -134,140 +136,142 @@ def numbers(
     y: Labels | None,
     c: ClassWeights | None,
     kept: RowMask | None,
-) -> Row:
+) -> VocabTerms:
     """Each row's numbers; 0 in rows that are not kept, NaN in rows at fault."""
-    return _numbers(static, entropy, h, w, b, y, c, kept)
+    return _plain_vocab_terms(static, entropy, h, w, b, y, c, kept)
 
 
-def _numbers(static: Static, entropy: bool, h, w, b, y, c, kept) -> Row:
+def _plain_vocab_terms(static: LinearOptions, entropy: bool, h, w, b, y, c, kept) -> VocabTerms:
     """The same without a rule, which has the same derivatives, only more dearly."""
     dtype, n = dtype_of(h, w, b), h.shape[0]
     zero = jnp.zeros(n, dtype)
-    spread = zero if static.options.spread else None
-    start = _Seen(
+    smooth_loss = zero if static.options.smooth_loss else None
+    start = _OnlineState(
         Statistics(jnp.full(n, -jnp.inf, dtype), jnp.full(n, -1, dtype)),
         label=jnp.full(n, -1, jnp.int32) if y is None else y,
         z_y=zero,
-        gaps=spread,
-        share=spread,
+        gaps=smooth_loss,
+        share=smooth_loss,
         E=zero if entropy else None,
     )
 
-    def see(seen: _Seen, i: Index) -> _Seen:
+    def see(seen: _OnlineState, i: Index) -> _OnlineState:
         block = _block(static, i, w, b, y, c, dtype)
-        u = project_kept(static, kept, h, block.w, block.b)
-        return _see(seen, effective(static.options, None, u), block)
+        u = project_rows(static, kept, h, block.w, block.b)
+        return _update_state(seen, apply_mask_and_softcap(static.options, None, u), block)
 
-    seen = _pieces(static, w).sweep(see, start, like=h)
+    seen = _class_tiles(static, w).scan(see, start, like=h)
     m, S = seen.stats
-    fault = ~jnp.isfinite(m) | jnp.isnan(S) | (seen.label < 0)
-    fault = fault if kept is None else fault & kept
-    stats = Statistics(m, jnp.where(fault, jnp.nan, S))
+    invalid = ~jnp.isfinite(m) | jnp.isnan(S) | (seen.label < 0)
+    invalid = invalid if kept is None else invalid & kept
+    stats = Statistics(m, jnp.where(invalid, jnp.nan, S))
     rest = jnp.log1p(stats.S)
 
     def keep(x: PerRow) -> PerRow:
         return x if kept is None else jnp.where(kept, x, 0)
 
-    out_spread = out_entropy = None
+    out_smooth_loss = out_entropy = None
     if seen.gaps is not None and seen.share is not None:
-        out_spread = keep(seen.gaps + scale(seen.share, rest))
+        out_smooth_loss = keep(seen.gaps + multiply_no_nan(seen.share, rest))
     if seen.E is not None:
         out_entropy = keep(rest + seen.E / (1 + stats.S))
     nll = keep(log_softmax.nll_of(seen.z_y, stats))
-    label = jnp.where(fault, -1, seen.label)
-    return Row(nll, keep(log_normaliser(stats)), out_spread, out_entropy, label, *stats)
+    label = jnp.where(invalid, -1, seen.label)
+    return VocabTerms(nll, keep(logsumexp(stats)), out_smooth_loss, out_entropy, label, *stats)
 
 
-def _fwd(static, entropy, h, w, b, y, c, kept):
+def _vocab_fwd(static, entropy, h, w, b, y, c, kept):
     given = h, w, b, y, c, kept
-    asked = tuple(flag(perturbed(x)) for x in (h, w, b, c))
+    wanted = tuple(encode_flag(needs_grad(x)) for x in (h, w, b, c))
     values = jax.tree.map(lambda x: x.value, given)
-    row = _numbers(static, entropy, *values)
-    return row, (values, row, asked)
+    row = _plain_vocab_terms(static, entropy, *values)
+    return row, (values, row, wanted)
 
 
-class _Slopes(NamedTuple):
+class _Gradients(NamedTuple):
     h: Any
     w: Any
     b: Any
     c: Any
 
 
-def _bwd(static, _, saved, cotangents: Row):
+def _vocab_bwd(static, _, saved, cotangents: VocabTerms):
     (h, w, b, _y, c, kept), row, flags = saved
-    asked = _Slopes(*map(raised, flags))
-    dtype, pieces = row.nll.dtype, _pieces(static, w)
-    dnll, dlse, dspread, dentropy = (
+    wanted = _Gradients(*map(decode_flag, flags))
+    dtype, tiles = row.nll.dtype, _class_tiles(static, w)
+    dnll, dlse, dsmooth_loss, dentropy = (
         None if isinstance(x, SymbolicZero) else x for x in cotangents[:4]
     )
     # A row of weight 0 passes nothing back, whatever it holds: a row of zeros is put in its place.
-    heard = jnp.isfinite(row.m + row.S)
-    for cotangent in (dnll, dlse, dspread, dentropy):
-        heard = heard if cotangent is None else heard | (cotangent != 0)
-    heard = heard if kept is None else kept & heard
+    active = jnp.isfinite(row.m + row.S)
+    for cotangent in (dnll, dlse, dsmooth_loss, dentropy):
+        active = active if cotangent is None else active | (cotangent != 0)
+    active = active if kept is None else kept & active
 
     def only(x: PerRow) -> PerRow:
-        return jnp.where(heard, x, 0)
+        return jnp.where(active, x, 0)
 
-    dnll, dlse, dspread, dentropy = (
-        None if x is None else only(x) for x in (dnll, dlse, dspread, dentropy)
+    dnll, dlse, dsmooth_loss, dentropy = (
+        None if x is None else only(x) for x in (dnll, dlse, dsmooth_loss, dentropy)
     )
     share = None
-    if dspread is not None:
+    if dsmooth_loss is not None:
         share = jnp.asarray(w.shape[static.classes_axis], dtype) if c is None else jnp.sum(c)
-        share = jnp.broadcast_to(share, dspread.shape)
+        share = jnp.broadcast_to(share, dsmooth_loss.shape)
     # lse keeps its derivative, and m and S its digits.
     m, S, nll, lse = map(only, (*lax.stop_gradient((row.m, row.S)), row.nll, row.lse))
     entropy = None if row.entropy is None else only(row.entropy)
-    log1p_S = log_softmax.changing_as(jnp.log1p(S), lse)
+    log1p_S = log_softmax.with_gradient_of(jnp.log1p(S), lse)
 
-    def back(slopes: _Slopes, i: Index) -> _Slopes:
+    def back(gradients: _Gradients, i: Index) -> _Gradients:
         block = _block(static, i, w, b, row.label, c, dtype)
-        u = project_kept(static, heard, h, block.w, block.b)
-        z, pull = jax.vjp(partial(effective, static.options, None), u)
-        p = log_softmax.probabilities(z, Statistics(m, S), lse)
+        u = project_rows(static, active, h, block.w, block.b)
+        z, pull = jax.vjp(partial(apply_mask_and_softcap, static.options, None), u)
+        p = log_softmax.softmax_probabilities(z, Statistics(m, S), lse)
         assert block.y is not None
         target = is_label(block.y, z), jnp.expm1(-nll)
         c_i = None if block.c is None else block.c[None, :]
         dz = jnp.zeros_like(p)
-        if not dnll is dlse is dspread is None:
-            dz = derivative(p, target, c_i, dnll=dnll, dlse=dlse, dspread=dspread, total=share)
-        each = log_softmax.nll_of_each(z, m, log1p_S)
+        if not dnll is dlse is dsmooth_loss is None:
+            dz = derivative(
+                p, target, c_i, dnll=dnll, dlse=dlse, dsmooth_loss=dsmooth_loss, total=share
+            )
+        each = log_softmax.clipped_neg_log_softmax(z, m, log1p_S)
         if dentropy is not None and entropy is not None:
             dz = dz + dentropy[:, None] * log_softmax.entropy_derivative(p, each, entropy)
         (dz,) = pull(dz)
-        narrow = rounded(dz, h, w)
-        dh, dw, db, dc = slopes
+        narrow = scale_to_half(dz, h, w)
+        dh, dw, db, dc = gradients
         if dh is not None:
-            dh = dh + to_hidden(static, narrow, block.w, dtype)
+            dh = dh + hidden_gradient(static, narrow, block.w, dtype)
         if dw is not None:
-            dw_i = to_head(static, selected(heard, h), narrow, dtype).astype(dw.dtype)
-            dw = pieces.put(dw, dw_i, i, static.classes_axis)
+            dw_i = head_gradient(static, selected(active, h), narrow, dtype).astype(dw.dtype)
+            dw = tiles.put(dw, dw_i, i, static.classes_axis)
         if db is not None:
-            db = pieces.put(db, jnp.sum(dz, axis=0).astype(db.dtype), i)
-        if dc is not None and dspread is not None:
-            dc = pieces.put(dc, jnp.sum(dspread[:, None] * each, axis=0), i)
-        return _Slopes(dh, dw, db, dc)
+            db = tiles.put(db, jnp.sum(dz, axis=0).astype(db.dtype), i)
+        if dc is not None and dsmooth_loss is not None:
+            dc = tiles.put(dc, jnp.sum(dsmooth_loss[:, None] * each, axis=0), i)
+        return _Gradients(dh, dw, db, dc)
 
-    start = _Slopes(
-        jnp.zeros(h.shape, dtype) if asked.h else None,
-        jnp.zeros_like(w) if asked.w else None,
-        jnp.zeros_like(b) if asked.b and b is not None else None,
-        jnp.zeros_like(c) if asked.c and c is not None and dspread is not None else None,
+    start = _Gradients(
+        jnp.zeros(h.shape, dtype) if wanted.h else None,
+        jnp.zeros_like(w) if wanted.w else None,
+        jnp.zeros_like(b) if wanted.b and b is not None else None,
+        jnp.zeros_like(c) if wanted.c and c is not None and dsmooth_loss is not None else None,
     )
-    dh, dw, db, dc = pieces.sweep(back, start, like=h)
+    dh, dw, db, dc = tiles.scan(back, start, like=h)
     dh = None if dh is None else dh.astype(h.dtype)
     pairs = zip((dh, dw, db, dc), (h, w, b, c), strict=True)
-    given = (nothing(jax.typeof(x)) if d is None and x is not None else d for d, x in pairs)
+    given = (symbolic_zero(jax.typeof(x)) if d is None and x is not None else d for d, x in pairs)
     dh, dw, db, dc = given
     return dh, dw, db, None, dc, None
 
 
-numbers.defvjp(_fwd, _bwd, symbolic_zeros=True)
+vocab_terms.defvjp(_vocab_fwd, _vocab_bwd, symbolic_zeros=True)
 
 
-def losses(
-    static: Static,
+def run(
+    static: LinearOptions,
     h: Hidden,
     w: Head,
     b: Bias | None,
@@ -277,5 +281,5 @@ def losses(
     by: Coefficients,
 ) -> PerRow:
     """Each row's loss."""
-    row = numbers(static, False, h, w, b, y, c, kept)
-    return weigh(by, row.nll, row.lse, row.spread)
+    row = vocab_terms(static, False, h, w, b, y, c, kept)
+    return combine_terms(by, row.nll, row.lse, row.smooth_loss)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jxent import _check
 from jxent._core import row_terms
 from jxent._core.targets import is_labels, kept_rows
-from jxent._core.weighting import class_weight, only, reduce, row_weight, weighed_rows
+from jxent._core.weighting import class_weight, only, reduce, row_weight, weighted_rows
 from jxent._typing import (
     ArrayLike,
     AxisNames,
@@ -147,8 +147,8 @@ def _cross_entropy(
     reduction: Reduction,
     axis_name: AxisNames | None,
 ) -> jax.Array:
-    losses, weights = weighed_rows(
-        row_terms.training_rows,
+    losses, weights = weighted_rows(
+        row_terms.training_row_terms,
         "cross_entropy",
         z,
         t,

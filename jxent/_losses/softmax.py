@@ -11,7 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jxent import _check
-from jxent._core.row_losses import classes_last, of_nll, soft_labels, weighted_row_losses
+from jxent._core.row_losses import (
+    as_distributions,
+    classes_last,
+    row_losses_of_nll,
+    weighted_row_losses,
+)
 from jxent._typing import ArrayLike, Axes, Scalar
 
 
@@ -135,7 +140,7 @@ def softmax_cross_entropy(
     return weighted_row_losses(
         fn,
         z,
-        soft_labels(fn, labels, z, rows_of, one_row=True),
+        as_distributions(fn, labels, z, rows_of, one_row=True),
         kept,
         mask,
         _check.weights(fn, "class_weights", class_weights, z.shape[-1:]),
@@ -194,7 +199,9 @@ def softmax_focal_loss(
     """
     fn = "softmax_focal_loss"
     _check.finite_nonnegative(fn, "gamma", gamma)
-    return of_nll(fn, _focal, {"gamma": gamma}, logits, labels, axis, where, class_weights)
+    return row_losses_of_nll(
+        fn, _focal_of_nll, {"gamma": gamma}, logits, labels, axis, where, class_weights
+    )
 
 
 def poly_loss_cross_entropy(
@@ -244,11 +251,13 @@ def poly_loss_cross_entropy(
     terms = {"epsilon": epsilon}
     if isinstance(epsilon, tuple):
         terms = {f"epsilon[{k}]": e for k, e in enumerate(epsilon)}
-    return of_nll(fn, _poly, terms, logits, labels, axis, where, class_weights, one_row=True)
+    return row_losses_of_nll(
+        fn, _poly_of_nll, terms, logits, labels, axis, where, class_weights, one_row=True
+    )
 
 
 @jax.custom_jvp
-def _focal(nll: Array, gamma: Scalar) -> Array:
+def _focal_of_nll(nll: Array, gamma: Scalar) -> Array:
     """(1 − p)^γ nll with 1 − p = −expm1(−nll)."""
     return _modulation(nll, gamma) * nll
 
@@ -261,21 +270,21 @@ def _modulation(nll: Array, gamma: Scalar) -> Array:
     return jnp.where(right, power, jnp.nan)
 
 
-@_focal.defjvp
-def _focal_jvp(primals: tuple[Array, Scalar], tangents: tuple[Array, Scalar]) -> tuple:
+@_focal_of_nll.defjvp
+def _focal_of_nll_jvp(primals: tuple[Array, Scalar], tangents: tuple[Array, Scalar]) -> tuple:
     nll, gamma = primals
     nll_dot, gamma_dot = tangents
     # d/dnll = (1−p)^γ (1 + γ nll/expm1(nll)); the ratio is 1 at 0 and 0 at ∞.
     inside = (nll > 0) & jnp.isfinite(nll)
     safe = jnp.where(inside, nll, 1)
-    ratio = jnp.where(inside, _ratio(safe), jnp.where(nll > 0, 0, 1))
+    ratio = jnp.where(inside, _x_over_expm1(safe), jnp.where(nll > 0, 0, 1))
     by_nll = _modulation(nll, gamma) * (1 + gamma * ratio)
-    by_gamma = _focal(nll, gamma) * jnp.log(-jnp.expm1(-safe))
+    by_gamma = _focal_of_nll(nll, gamma) * jnp.log(-jnp.expm1(-safe))
     by_gamma = jnp.where(inside | jnp.isnan(nll), by_gamma, 0)
-    return _focal(nll, gamma), by_nll * nll_dot + by_gamma * gamma_dot
+    return _focal_of_nll(nll, gamma), by_nll * nll_dot + by_gamma * gamma_dot
 
 
-def _ratio(n: Array) -> Array:
+def _x_over_expm1(n: Array) -> Array:
     """n/(e^n − 1): neither e^n nor, differentiated, the square of a small n must be a float."""
     small = n < 0.1
     v, w = jnp.where(small, n, 0), jnp.where(small, 1, n)
@@ -286,7 +295,7 @@ def _ratio(n: Array) -> Array:
     return jnp.where(small, near, w * jnp.exp(-w) / -jnp.expm1(-w))
 
 
-def _poly(nll: Array, *epsilon: Scalar) -> Array:
+def _poly_of_nll(nll: Array, *epsilon: Scalar) -> Array:
     """nll + Σ_k ε_k u^k with u = 1 − p = −expm1(−nll)."""
     u, terms = -jnp.expm1(-nll), jnp.zeros_like(nll)
     for e in reversed(epsilon):

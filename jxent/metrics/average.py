@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jxent import _check
 from jxent._core import compensated
 from jxent._core.compensated import Sum
-from jxent._core.safe_math import scale
+from jxent._core.safe_math import multiply_no_nan
 from jxent._typing import ArrayLike, AxisNames
 
 
@@ -117,5 +117,5 @@ def on_each(fn: Any, *metrics: Any) -> Any:
 def _average_of(x: Float[Array, "..."], w: Float[Array, "..."] | None) -> Average:
     dtype = np.promote_types(x.dtype, np.float32)
     w = jnp.ones(x.shape, dtype) if w is None else w.astype(dtype)
-    each = jnp.stack([scale(w, x.astype(dtype)).ravel(), w.ravel()], axis=-1)
+    each = jnp.stack([multiply_no_nan(w, x.astype(dtype)).ravel(), w.ravel()], axis=-1)
     return averaged(*compensated.columns(compensated.down(each)))

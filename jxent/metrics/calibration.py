@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jxent import _check, _plot
 from jxent._core import compensated
 from jxent._core.compensated import columns
-from jxent._core.safe_math import scale
+from jxent._core.safe_math import multiply_no_nan
 from jxent.metrics.average import Average, averaged
 
 
@@ -74,7 +74,7 @@ def of_bins(
     """Confidence and hits of the rows in each bin (b/B, (b + 1)/B]."""
     edges = jnp.linspace(0, 1, bins + 1, dtype=confidence.dtype)[1:-1]
     bin_of = jnp.sum(confidence[:, None] > edges[None], axis=-1, dtype=jnp.int32)
-    each = jnp.stack([scale(w, confidence), scale(w, hit), w], axis=-1)
+    each = jnp.stack([multiply_no_nan(w, confidence), multiply_no_nan(w, hit), w], axis=-1)
     confidences, hits, weight = columns(compensated.by_segment(each, bin_of, bins))
     return averaged(confidences, weight), averaged(hits, weight)
 

@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Int
 from jxent import _check
 from jxent._core import compensated, log_softmax
 from jxent._core.compensated import Sum, columns
-from jxent._core.log_softmax import settled
-from jxent._core.safe_math import scale
+from jxent._core.log_softmax import pin_half_precision
+from jxent._core.safe_math import multiply_no_nan
 from jxent._core.targets import at_label, is_label, kept_rows, narrow
 from jxent._losses.cross_entropy import cross_entropy
 from jxent._typing import ArrayLike, AxisNames, Labels, Logits, PerRow, RowMask, Scalar
@@ -329,14 +329,14 @@ def measured(
     z: Logits, y: Labels, kept: RowMask | None, w: PerRow | None, dtype: jnp.dtype
 ) -> Measured:
     """Measure each row: its loss, its label's rank, its probabilities and confidence."""
-    z, y = settled(z).reshape(-1, z.shape[-1]), y.ravel()
+    z, y = pin_half_precision(z).reshape(-1, z.shape[-1]), y.ravel()
     w = jnp.ones(y.shape, dtype) if w is None else w.ravel().astype(dtype)
     w = w if kept is None else jnp.where(kept.ravel(), w, 0)
     loss = cross_entropy(z, y, where=w != 0, reduction="none")
     fault = jnp.any(jnp.isnan(loss) | jnp.isnan(w))
     y = jnp.maximum(narrow(y, z.shape[-1]), 0)
     stats = log_softmax.statistics(z, loss.dtype)
-    p = log_softmax.probabilities(z.astype(loss.dtype), stats, log_softmax.log_normaliser(stats))
+    p = log_softmax.softmax_probabilities(z.astype(loss.dtype), stats, log_softmax.logsumexp(stats))
     z_y, classes = at_label(z, y)[:, None], lax.broadcasted_iota(jnp.int32, z.shape, 1)
     before = (z > z_y) | ((z == z_y) & (classes < y[:, None]))
     return Measured(
@@ -368,15 +368,15 @@ def add(
     m = measured(z, y, kept, w, metrics.loss.total.dtype)
     classes, bins = z.shape[-1], metrics.bin_hit.total.shape[0]
     dtype = m.w.dtype
-    nats, hit = scale(m.w, m.loss), (m.rank < 1).astype(dtype)
-    each = [m.w, nats, scale(m.w, _brier(m)), scale(m.w, hit)]
+    nats, hit = multiply_no_nan(m.w, m.loss), (m.rank < 1).astype(dtype)
+    each = [m.w, nats, multiply_no_nan(m.w, _brier(m)), multiply_no_nan(m.w, hit)]
     weight, loss, brier, hits = columns(compensated.down(jnp.stack(each, axis=-1)))
     top = jnp.stack([(m.rank < k).astype(dtype) for k in metrics.top_k] or [hit], axis=-1)
-    tops = compensated.down(scale(m.w[:, None], top)[:, : len(metrics.top_k)])
+    tops = compensated.down(multiply_no_nan(m.w[:, None], top)[:, : len(metrics.top_k)])
     per_class = compensated.by_segment(jnp.stack([nats, m.w], axis=-1), m.y, classes)
     per_byte, confused = nothing(dtype), None
     if byte_counts is not None:
-        each = [nats, scale(m.w, byte_counts.ravel().astype(dtype))]
+        each = [nats, multiply_no_nan(m.w, byte_counts.ravel().astype(dtype))]
         per_byte = averaged(*columns(compensated.down(jnp.stack(each, axis=-1))))
     if metrics.confused is not None:
         cells = compensated.by_segment(m.w[:, None], m.y * classes + m.predicted, classes**2)

@@ -25,7 +25,7 @@ from jxent import _check
 from jxent._core import compensated
 from jxent._core.compensated import Sum, columns
 from jxent._core.log_softmax import loss_dtype
-from jxent._core.safe_math import scale
+from jxent._core.safe_math import multiply_no_nan
 from jxent._losses.sigmoid import sigmoid_binary_cross_entropy
 from jxent._typing import ArrayLike, AxisNames, Logits, PerRow
 from jxent.metrics.average import Average, averaged, nothing, on_each
@@ -365,18 +365,18 @@ def add(
     each_w = jnp.where(known, w[:, None], 0)
     nats = jnp.where(known, sigmoid_binary_cross_entropy(z, true), 0).astype(dtype)
     of_label = (nats, *(a.astype(dtype) for a in (wrong, true, predicted, true & predicted)))
-    each = jnp.stack([*(scale(each_w, a) for a in of_label), each_w], axis=-1)
+    each = jnp.stack([*(multiply_no_nan(each_w, a) for a in of_label), each_w], axis=-1)
     *totals, weight = columns(compensated.down(each))
 
     of_row = jnp.where(jnp.any(known, axis=-1), w, 0)
     right = ~jnp.any(wrong, axis=-1)
-    subset = jnp.stack([scale(of_row, right.astype(dtype)), of_row], axis=-1)
+    subset = jnp.stack([multiply_no_nan(of_row, right.astype(dtype)), of_row], axis=-1)
 
     p = jax.nn.sigmoid(z).astype(dtype)
     edges = jnp.linspace(0, 1, bins + 1, dtype=dtype)[1:-1]
     bin_of = jnp.sum(p[..., None] > edges[None, None], axis=-1, dtype=jnp.int32)
     segment = jnp.arange(classes, dtype=jnp.int32)[None] * bins + bin_of
-    cells = [scale(each_w, p), scale(each_w, true.astype(dtype)), each_w]
+    cells = [multiply_no_nan(each_w, p), multiply_no_nan(each_w, true.astype(dtype)), each_w]
     binned = compensated.by_segment(
         jnp.stack([a.ravel() for a in cells], axis=-1), segment.ravel(), classes * bins
     )
