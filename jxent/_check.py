@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
-from jxent._typing import ArrayLike, Reduction
+from jxent._typing import ArrayLike, ReductionKind
 
 # Set by jxent.testing.checked while it traces.
 CHECKING: ContextVar[bool] = ContextVar("jxent_checking", default=False)
@@ -374,7 +374,7 @@ def whole(fn: str, name: str, x: Any, least: int, why: str = "") -> int:
     return int(x)
 
 
-def implementation(fn: str, x: Any, reduction: Reduction) -> str:
+def implementation(fn: str, x: Any, reduction: ReductionKind) -> str:
     """The way to go: as told, or the cheapest that can."""
     ways = ("tokens", "vocab", "reference")
     if x is None:
@@ -454,7 +454,7 @@ def ignore_index(fn: str, x: Any, *, labelled: bool) -> int | None:
     return int(x)
 
 
-def reduction(fn: str, x: Any, *, normalizer: Any, axis_name: Any) -> Reduction:
+def reduction(fn: str, x: Any, *, normalizer: Any, axis_name: Any) -> ReductionKind:
     """One of "mean", "sum", "none", together with what goes with it."""
     if x not in ("mean", "sum", "none"):
         raise ValueError(f'{fn}: `reduction` must be "mean", "sum" or "none", got {x!r}')

@@ -11,7 +11,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Integer
 
 ArrayLike = jax.typing.ArrayLike | Sequence[Any]
-Reduction = Literal["mean", "sum", "none"]
+ReductionKind = Literal["mean", "sum", "none"]
 Axes = int | tuple[int, ...] | None
 AxisNames = str | tuple[str, ...]
 

@@ -1,4 +1,4 @@
-"""Distillation: a student q learns from the whole distribution p of a teacher, not only its label.
+"""Distillation: train a student q on the whole distribution p of a teacher, not only on labels.
 
     p = softmax(teacher/T)        q = softmax(student/T)
     loss = α T² D(p, q) + (1 − α) nll_y(student)          T² D alone without hard labels y
@@ -6,12 +6,12 @@
     D    forward  KL(p‖q)        reverse  KL(q‖p)        jsd  β KL(p‖m) + (1−β) KL(q‖m),
                                                               m = β p + (1−β) q
 
-A slope in the logits of D shrinks as 1/T², with p and q both nearly uniform: T² makes up for it, so
-that α keeps its meaning when T changes.  For the forward divergence
+The gradient of D by the logits shrinks as 1/T², with p and q both nearly uniform.  The factor T²
+compensates, so that α keeps its meaning when T changes.  For the forward divergence
 
     ∂/∂student = α T (q − p) + (1 − α) (softmax(student) − e_y)
 
-The teacher has a gradient as real as the student's; `jax.lax.stop_gradient` freezes it.
+The teacher has a gradient too; `jax.lax.stop_gradient` freezes it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from jxent._compat import vary_alike
 from jxent._core import logit_divergence, row_terms
 from jxent._core.log_softmax import pin_half_precision
 from jxent._core.logit_divergence import Divergence, DivergenceName
-from jxent._core.safe_math import multiply_no_nan, propagate_nan
+from jxent._core.safe_math import multiply_no_nan, propagate_nan, zero_unless
 from jxent._core.targets import kept_rows, narrow
-from jxent._core.weighting import denominator, divide, only, reduce, row_weight, sum_over_devices
+from jxent._core.weighting import Reduction, reduce, reduction_options, row_weight
 from jxent._linear import chunked_rows
-from jxent._linear.chunked_rows import Operands, Projection, Zs
-from jxent._linear.projection import Layout, LinearOptions, classes_axis, dtype_of, pad_classes
-from jxent._linear.tiling import default_tile_size
+from jxent._linear.implementations import Implementation, run
+from jxent._linear.projection import Layout, Projection, Static, pad_classes, widest_dtype
+from jxent._linear.row_loss import Operands, RowReduction, Zs
 from jxent._typing import (
     ArrayLike,
     AxisNames,
@@ -43,7 +43,7 @@ from jxent._typing import (
     Labels,
     Logits,
     PerRow,
-    Reduction,
+    ReductionKind,
     RowMask,
     Scalar,
 )
@@ -52,8 +52,11 @@ __all__ = ["distillation_loss", "linear_distillation_loss"]
 
 _ALPHA = 0.5
 _NAMES = ("forward", "reverse", "jsd")
-# Of the rows that fit the budget for one array of logits: there are two, and what is between them.
+# A chunk holds two arrays of logits and the intermediates of their divergence: so it has only this
+# share of the rows that fit the budget for one array of logits.
 _CHUNK_SHARE = 4
+_SUM_OF_ROWS = Implementation(chunked_rows.sum_of_rows, "rows", sums_rows=True, pads_classes=True)
+_EACH_ROW = Implementation(chunked_rows.each_row, "rows", sums_rows=False, pads_classes=True)
 
 
 def distillation_loss(
@@ -68,11 +71,11 @@ def distillation_loss(
     where: ArrayLike | None = None,
     ignore_index: int | None = None,
     row_weights: ArrayLike | None = None,
-    reduction: Reduction = "mean",
+    reduction: ReductionKind = "mean",
     normalizer: ArrayLike | None = None,
     axis_name: AxisNames | None = None,
 ) -> jax.Array:
-    """How far a student's distribution is from its teacher's, and both from the labels, in nats.
+    """Compute how far a student is from its teacher's distribution and from labels, in nats.
 
         p, q = softmax(teacher/T), softmax(student/T)
         loss = α T² D(p, q) + (1 − α) nll_y(student)        T² D alone without hard labels
@@ -147,20 +150,17 @@ def distillation_loss(
     t = _check.like_rows(fn, "teacher_logits", teacher_logits, "student_logits", s.shape)
     where_rows, mask = _check.where(fn, where, s.shape)
     y, kept = _hard_targets(fn, hard_labels, ignore_index, where_rows, s.shape[:-1], s.shape[-1])
-    return _distillation_loss(
-        s,
-        t,
+    given = _Inputs(
+        _temperature(fn, temperature),
+        _alpha(fn, alpha, hard_labels),
         y,
         kept,
         mask,
-        _temperature(fn, temperature),
-        _alpha(fn, alpha, hard_labels),
         _check.weights(fn, "row_weights", row_weights, s.shape[:-1]),
-        _check.weights(fn, "normalizer", normalizer, ()),
-        kind=_divergence_options(fn, divergence, beta),
-        reduction=_check.reduction(fn, reduction, normalizer=normalizer, axis_name=axis_name),
-        axis_name=axis_name,
     )
+    how = reduction_options(fn, reduction, normalizer, axis_name)
+    kind = _divergence_options(fn, divergence, beta)
+    return _distillation_loss(s, t, given, how, kind=kind)
 
 
 def linear_distillation_loss(
@@ -181,13 +181,13 @@ def linear_distillation_loss(
     where: ArrayLike | None = None,
     ignore_index: int | None = None,
     row_weights: ArrayLike | None = None,
-    reduction: Reduction = "mean",
+    reduction: ReductionKind = "mean",
     normalizer: ArrayLike | None = None,
     axis_name: AxisNames | None = None,
     chunk_size: int | None = None,
     precision: Any = None,
 ) -> jax.Array:
-    """`distillation_loss` of two projections, neither of whose logits are ever stored.
+    """Compute `distillation_loss` of two projections without storing the logits of either.
 
         student = student_hidden·student_head + student_bias        teacher likewise
         loss    = as `distillation_loss`, every option
@@ -243,30 +243,40 @@ def linear_distillation_loss(
     rows, layout = h.shape[:-1], head_layout if teacher_head_layout is None else teacher_head_layout
     _check.same_rows(fn, "teacher_hidden", u, "student_hidden", rows)
     v = _check.head(fn, teacher_head, layout, u, "teacher_head", "teacher_head_layout")
-    classes = w.shape[classes_axis(head_layout)]
-    of_teacher = v.shape[classes_axis(layout)]
+    classes = Projection(h, w, None, head_layout).classes
+    of_teacher = Projection(u, v, None, layout).classes
     _check.same_vocabulary(fn, "teacher_head", of_teacher, "student_head", classes)
     where_rows = _check.rows_kept(fn, where, rows, "a bias")
     y, kept = _hard_targets(fn, hard_labels, ignore_index, where_rows, rows, classes)
-    run = partial(
-        _linear_distillation_loss,
-        Projection(h, w, _check.bias(fn, student_bias, classes, "student_bias")),
-        Projection(u, v, _check.bias(fn, teacher_bias, classes, "teacher_bias")),
-        y,
-        kept,
+    given = _Inputs(
         _temperature(fn, temperature),
         _alpha(fn, alpha, hard_labels),
+        y,
+        kept,
+        None,
         _check.weights(fn, "row_weights", row_weights, rows),
-        _check.weights(fn, "normalizer", normalizer, ()),
-        layouts=(head_layout, layout),
-        kind=_divergence_options(fn, divergence, beta),
-        reduction=_check.reduction(fn, reduction, normalizer=normalizer, axis_name=axis_name),
-        axis_name=axis_name,
-        chunk_size=_check.chunk_size(fn, chunk_size),
-        precision=precision,
     )
+    b = _check.bias(fn, student_bias, classes, "student_bias")
+    c = _check.bias(fn, teacher_bias, classes, "teacher_bias")
+    both = Projection(h, w, b, head_layout), Projection(u, v, c, layout)
+    how = reduction_options(fn, reduction, normalizer, axis_name)
+    kind = _divergence_options(fn, divergence, beta)
+    size = _check.chunk_size(fn, chunk_size)
     with _check.reverse_only(fn, "distillation_loss of stored logits"):
-        return run()
+        return _linear_distillation_loss(
+            both, given, how, kind=kind, chunk_size=size, precision=precision
+        )
+
+
+class _Inputs(NamedTuple):
+    """What is given beside the two rows of logits."""
+
+    temperature: Scalar
+    alpha: Scalar | None  # None: there is no hard term
+    hard_labels: Labels | None
+    row_mask: RowMask | None
+    class_mask: ClassMask | None
+    row_weights: PerRow | None
 
 
 def _hard_targets(
@@ -277,7 +287,7 @@ def _hard_targets(
     rows: tuple[int, ...],
     classes: int,
 ) -> tuple[Labels | None, RowMask | None]:
-    """Hard labels, −1 for those outside [0, V), and the rows that count."""
+    """Check hard labels, −1 for those outside [0, V), and which rows are kept."""
     ignore = _check.labels_ignored(fn, ignore_index, labels)
     if labels is None:
         return None, where
@@ -290,12 +300,12 @@ def _hard_targets(
 
 
 def _temperature(fn: str, T: ArrayLike) -> Scalar:
-    """T, whose square is a float; the loss has long been that of T = ∞ where it is not."""
+    """Check T; beyond 1e18, where T² overflows, the loss is that of T = ∞ anyway."""
     return _check.scalar_within(fn, "temperature", T, "positive and at most 1e18")
 
 
 def _alpha(fn: str, alpha: ArrayLike | None, hard_labels: Any) -> Scalar | None:
-    """The share of the soft term; None when it is all there is."""
+    """Check the share of the soft term; None without a hard one."""
     share = _check.hard_share(fn, alpha, hard_labels, _ALPHA)
     if hard_labels is None:
         return None
@@ -303,63 +313,66 @@ def _alpha(fn: str, alpha: ArrayLike | None, hard_labels: Any) -> Scalar | None:
 
 
 def _divergence_options(fn: str, name: DivergenceName, beta: float) -> Divergence:
+    """Check which divergence is meant."""
     chosen = _check.one_of(fn, "divergence", name, _NAMES)
     return Divergence(chosen, _check.strictly_between(fn, "beta", beta))
 
 
 class _Shares(NamedTuple):
-    """What a row's soft and hard term are multiplied by; None without the hard one."""
+    """The coefficients of a row's soft and hard term; None without the hard one."""
 
     soft: PerRow
     hard: PerRow | None
 
     @property
-    def counts(self) -> RowMask:
-        """The rows that weigh something."""
+    def active(self) -> RowMask:
+        """The rows with a coefficient that is not 0."""
         return self.soft != 0 if self.hard is None else (self.soft != 0) | (self.hard != 0)
 
 
-def _shares(rows: tuple[int, ...], alpha: Scalar | None, w: PerRow | None, dtype: Any) -> _Shares:
-    w = jnp.ones(rows, dtype) if w is None else w
+def _shares(shape: tuple[int, ...], alpha: Scalar | None, w: PerRow | None, dtype: Any) -> _Shares:
+    """Compute α w and (1 − α) w of each row."""
+    w = jnp.ones(shape, dtype) if w is None else w
     if alpha is None:
         return _Shares(w, None)
-    share = jnp.broadcast_to(alpha.astype(dtype), rows)
+    share = jnp.broadcast_to(alpha.astype(dtype), shape)
     return _Shares(share * w, (1 - share) * w)
 
 
-_HARD = row_terms.TermOptions()
+class _DistillationRows(NamedTuple):
+    """The loss of rows of logits, a student's and a teacher's."""
 
+    kind: Divergence
+    may_be_zero: bool  # some rows may weigh 0
 
-def _distillation_rows(
-    kind: Divergence,
-    weighed: bool,
-    zs: Zs,
-    T: Scalar,
-    by: _Shares,
-    y: Labels | None,
-    kept: RowMask | None,
-    mask: ClassMask | None = None,
-) -> PerRow:
-    """The losses of rows of logits, a student's and a teacher's; `weighed`: some may weigh 0."""
-    dtype = by.soft.dtype
-    s, t = map(pin_half_precision, zs)
-    s, t = (z if mask is None else jnp.where(mask, z, -jnp.inf) for z in (s, t))
-    if weighed:
-        valid = _valid_rows(s, t, y, mask) | by.counts
-        kept = valid if kept is None else kept & valid
-    s, t = (z if kept is None else jnp.where(kept[..., None], z, 0) for z in (s, t))
-    s, t, T = s.astype(dtype), t.astype(dtype), T.astype(dtype)
-    soft = logit_divergence.divergence(kind, s, t, T)
-    loss = multiply_no_nan(by.soft, soft)
-    if y is not None:
-        assert by.hard is not None
-        nll = row_terms.row_terms(_HARD, s, y, None, mask, kept).nll
-        loss = (loss + multiply_no_nan(by.hard, nll)) + propagate_nan(soft, nll)
-    return loss if kept is None else jnp.where(kept, loss, 0)
+    def __call__(
+        self,
+        zs: Zs,
+        T: Scalar,
+        by: _Shares,
+        y: Labels | None,
+        kept: RowMask | None,
+        mask: ClassMask | None = None,
+    ) -> PerRow:
+        """Compute each row's loss."""
+        dtype = by.soft.dtype
+        s, t = map(pin_half_precision, zs)
+        s, t = (z if mask is None else jnp.where(mask, z, -jnp.inf) for z in (s, t))
+        if self.may_be_zero:
+            valid = _valid_rows(s, t, y, mask) | by.active
+            kept = valid if kept is None else kept & valid
+        s, t = zero_unless(kept, s).astype(dtype), zero_unless(kept, t).astype(dtype)
+        soft = logit_divergence.divergence(self.kind, s, t, T.astype(dtype))
+        loss = multiply_no_nan(by.soft, soft)
+        if y is not None:
+            assert by.hard is not None
+            nll = row_terms.row_terms(row_terms.TermOptions(), s, y, None, mask, kept).nll
+            loss = (loss + multiply_no_nan(by.hard, nll)) + propagate_nan(soft, nll)
+        return zero_unless(kept, loss)
 
 
 def _valid_rows(s: Logits, t: Logits, y: Labels | None, mask: ClassMask | None) -> RowMask:
-    """The rows that are not at fault.  From others that weigh nothing, 0·NaN would come back."""
+    """Find the rows that are valid.  Of others that weigh nothing, 0·NaN would come back."""
     valid = jnp.ones(s.shape[:-1], bool)
     for z in (s, t):
         valid = valid & jnp.isfinite(lax.stop_gradient(jnp.max(z, axis=-1)))
@@ -367,81 +380,50 @@ def _valid_rows(s: Logits, t: Logits, y: Labels | None, mask: ClassMask | None) 
     return valid if bad is None else valid & ~bad
 
 
-@partial(jax.jit, static_argnames=("kind", "reduction", "axis_name"), inline=True)
+def _weights(
+    shape: tuple[int, ...], given: _Inputs, dtype: Any
+) -> tuple[_Shares, PerRow, PerRow | None]:
+    """Compute each row's coefficients, its share of the denominator, and its weight if given."""
+    w = given.row_weights
+    w = None if w is None else zero_unless(given.row_mask, w.astype(dtype))
+    by = _shares(shape, given.alpha, w, dtype)
+    return by, row_weight(shape, given.row_mask, w, None, dtype), w
+
+
+@partial(jax.jit, static_argnames="kind", inline=True)
 def _distillation_loss(
-    s: Logits,
-    t: Logits,
-    y: Labels | None,
-    kept: RowMask | None,
-    mask: ClassMask | None,
-    T: Scalar,
-    alpha: Scalar | None,
-    row_weights: PerRow | None,
-    normalizer: Scalar | None,
-    *,
-    kind: Divergence,
-    reduction: Reduction,
-    axis_name: AxisNames | None,
+    s: Logits, t: Logits, given: _Inputs, reduction: Reduction, *, kind: Divergence
 ) -> jax.Array:
-    rows, dtype = s.shape[:-1], dtype_of(s, t)
-    w = only(kept, None if row_weights is None else row_weights.astype(dtype))
-    by = _shares(rows, alpha, w, dtype)
+    by, weights, w = _weights(s.shape[:-1], given, widest_dtype(s, t))
+    T, _, y, kept, mask, _ = given
     s, t, T, y, kept, mask, *each = vary_alike(s, t, T, y, kept, mask, *by)
-    losses = row_terms.rematerialized(partial(_distillation_rows, kind, w is not None))
-    return reduce(
-        losses((s, t), T, _Shares(*each), y, kept, mask),
-        row_weight(rows, kept, w, None, dtype),
-        reduction=reduction,
-        normalizer=normalizer,
-        axis_name=axis_name,
-    )
+    losses = row_terms.rematerialized(_DistillationRows(kind, w is not None).__call__)
+    return reduce(losses((s, t), T, _Shares(*each), y, kept, mask), weights, reduction)
 
 
-@partial(
-    jax.jit,
-    static_argnames=("layouts", "kind", "reduction", "axis_name", "chunk_size", "precision"),
-    inline=True,
-)
+@partial(jax.jit, static_argnames=("kind", "chunk_size", "precision"), inline=True)
 def _linear_distillation_loss(
-    student: Projection,
-    teacher: Projection,
-    y: Labels | None,
-    kept: RowMask | None,
-    T: Scalar,
-    alpha: Scalar | None,
-    row_weights: PerRow | None,
-    normalizer: Scalar | None,
-    *,
-    layouts: tuple[Layout, Layout],
-    kind: Divergence,
+    both: tuple[Projection, Projection],
+    given: _Inputs,
     reduction: Reduction,
-    axis_name: AxisNames | None,
+    *,
+    kind: Divergence,
     chunk_size: int | None,
     precision: Any,
 ) -> jax.Array:
-    both = student, teacher
-    rows, dtype = student.h.shape[:-1], dtype_of(*jax.tree.leaves(both))
-    w = only(kept, None if row_weights is None else row_weights.astype(dtype))
-    by, weights = _shares(rows, alpha, w, dtype), row_weight(rows, kept, w, None, dtype)
-    if reduction == "mean":
-        by = jax.tree.map(partial(divide, by=denominator(weights, normalizer, axis_name)), by)
-    by, y, kept = jax.tree.map(jnp.ravel, (by, y, kept))
-    n = math.prod(rows)
-    projections = tuple(
-        Projection(p.h.reshape(n, p.h.shape[-1]), *pad_classes(layout, p.w, p.b))
-        for p, layout in zip(both, layouts, strict=True)
+    shape = both[0].hidden.shape[:-1]
+    dtype = widest_dtype(*jax.tree.leaves(both))
+    by, weights, w = _weights(shape, given, dtype)
+    may_be_zero = w is not None or reduction.normalizer is not None
+    implementation = _EACH_ROW if reduction.kind == "none" else _SUM_OF_ROWS
+    projections = tuple(map(pad_classes, both))
+    size = implementation.tile_size(math.prod(shape), projections[0].classes)
+    return run(
+        implementation,
+        Static(precision, chunk_size or max(1, size // _CHUNK_SHARE)),
+        _DistillationRows(kind, may_be_zero),
+        Operands(projections, given.temperature, by),
+        given.hard_labels,
+        given.row_mask,
+        RowReduction(reduction, weights, may_be_zero),
     )
-    weighed = w is not None or normalizer is not None
-    if weighed:
-        # A row of weight 0 with ∞ in it is dropped: a slope of 0 times ∞ would be NaN in a head.
-        finite = [jnp.all(jnp.isfinite(p.h), axis=-1) for p in projections]
-        counts = by.counts | (finite[0] & finite[1])
-        kept = counts if kept is None else kept & counts
-    classes = projections[0].w.shape[classes_axis(layouts[0])]
-    size = chunk_size or max(1, default_tile_size("rows", classes) // _CHUNK_SHARE)
-    statics = tuple(LinearOptions(layout, precision, size, _HARD) for layout in layouts)
-    leaves, structure = jax.tree.flatten((Operands(projections, T, by), y, kept))
-    operands, y, kept = jax.tree.unflatten(structure, vary_alike(*leaves))
-    way = chunked_rows.each_row if reduction == "none" else chunked_rows.sum_of_rows
-    losses = way(partial(_distillation_rows, kind, weighed), statics, operands, y, kept)
-    return losses.reshape(rows) if reduction == "none" else sum_over_devices(losses, axis_name)

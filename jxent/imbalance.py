@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float
 from jxent import _check
 from jxent._compat import vary_alike
 from jxent._core.targets import narrow
-from jxent._core.weighting import class_weight
+from jxent._core.weighting import RowInputs, class_weight
 from jxent._typing import ArrayLike, ClassWeights, Labels, PerRow
 
 __all__ = [
@@ -302,7 +302,7 @@ def _ldam(nll: PerRow, labels: Labels, margins: ClassWeights) -> PerRow:
     def losses(nll: PerRow, y: Labels, margins: ClassWeights) -> PerRow:
         nll, kept = nll.astype(dtype), nll != 0
         _check.traced_labels("ldam", y, narrow(y, margins.size), kept, margins.size)
-        delta = class_weight(y, margins.astype(dtype), kept, None)
+        delta = class_weight(RowInputs(y, kept, class_weights=margins.astype(dtype)))
         assert delta is not None
         fault = (nll < 0) | (delta < 0)
         return _with_margin(nll + jnp.where(fault, jnp.nan, 0), delta)

@@ -28,9 +28,14 @@ from jxent._compat import vary_alike
 from jxent._core import elementwise, row_terms
 from jxent._core.elementwise import Each
 from jxent._core.log_softmax import loss_dtype, pin_half_precision
-from jxent._core.row_losses import as_distributions, classes_last, row_losses_of_nll
+from jxent._core.row_losses import (
+    as_distributions,
+    classes_last,
+    row_losses_of_nll,
+    softmax_inputs,
+)
 from jxent._core.safe_math import multiply_no_nan, propagate_nan
-from jxent._core.weighting import class_weight
+from jxent._core.weighting import RowInputs, class_weight
 from jxent._losses.sigmoid import focal
 from jxent._typing import (
     ArrayLike,
@@ -41,7 +46,7 @@ from jxent._typing import (
     Distribution,
     Logits,
     PerRow,
-    Reduction,
+    ReductionKind,
     RowMask,
     Scalar,
 )
@@ -103,7 +108,8 @@ def generalized_cross_entropy(
     """
     fn = "generalized_cross_entropy"
     _check.within_unit(fn, "q", q)
-    return row_losses_of_nll(fn, _generalized, {"q": q}, logits, labels, axis, where, class_weights)
+    z, rows = softmax_inputs(fn, logits, labels, axis, where, class_weights)
+    return row_losses_of_nll(fn, _generalized, z, rows, {"q": q})
 
 
 def symmetric_cross_entropy(
@@ -167,9 +173,8 @@ def symmetric_cross_entropy(
     z, rows_of = classes_last(fn, logits, axis)
     if _check.shape_of(labels) == z.shape[:-1]:
         weights = {"alpha": a, "beta": -A * b}
-        return row_losses_of_nll(
-            fn, _both_ways, weights, logits, labels, axis, where, class_weights
-        )
+        z, rows = softmax_inputs(fn, logits, labels, axis, where, class_weights)
+        return row_losses_of_nll(fn, _both_ways, z, rows, weights)
     kept, mask = _check.where(fn, rows_of(where), z.shape)
     t = as_distributions(fn, labels, z, rows_of)
     c = _check.weights(fn, "class_weights", class_weights, z.shape[-1:])
@@ -185,7 +190,7 @@ def asymmetric_loss(
     clip: float = 0.05,
     where: ArrayLike | None = None,
     row_weights: ArrayLike | None = None,
-    reduction: Reduction = "none",
+    reduction: ReductionKind = "none",
     normalizer: ArrayLike | None = None,
     axis_name: AxisNames | None = None,
 ) -> jax.Array:
@@ -327,7 +332,7 @@ def _both_ways_softly(
         *by: Scalar,
     ) -> PerRow:
         c = None if c is None else c.astype(dtype)
-        average = class_weight(t, c, kept, mask)
+        average = class_weight(RowInputs(t, kept, mask, c))
         given = vary_alike(pin_half_precision(z).astype(dtype), t, c, mask, kept)
         forward = row_terms.row_terms(row_terms.TermOptions(), *given).nll
         t, nll = row_terms.weighted_targets_and_nll(given[0], given[1], None, *given[3:])

@@ -29,8 +29,10 @@ LAYERS = [
     ["_core.weighting", "_core.logit_divergence"],
     ["_core.row_losses", "_core.elementwise"],  # engines: of rows of logits, of single ones
     ["_linear", "_linear.tiling", "_linear.projection"],
-    ["_linear.chunked_rows"],
-    ["_linear.reference", "_linear.tokens", "_linear.vocab"],
+    ["_linear.row_loss"],
+    ["_linear.chunked_rows", "_linear.reference", "_linear.vocab"],
+    ["_linear.tokens"],
+    ["_linear.implementations"],
     ["_losses", "_losses.cross_entropy", "_losses.softmax", "_losses.sigmoid"],  # what people call
     ["_losses.divergence", "_linear.api", "testing"],
     ["imbalance", "robust", "information", "distillation", "regression"],

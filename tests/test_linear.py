@@ -173,7 +173,7 @@ def on_a_gpu(monkeypatch):
     """As is chosen where JAX runs on a GPU, with more classes to spare."""
     jax.clear_caches()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(projection, "spare_classes", lambda classes: -classes % 128)
+    monkeypatch.setattr(projection, "alignment_padding", lambda classes: -classes % 128)
     yield
     jax.clear_caches()
 

@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from jxent import _check
 from jxent._compat import shard_alike, vary_alike
-from jxent._core.safe_math import multiply_no_nan
-from jxent._core.weighting import only, reduce, row_weight
-from jxent._typing import ArrayLike, AxisNames, Reduction, Scalar
+from jxent._core.safe_math import multiply_no_nan, zero_unless
+from jxent._core.weighting import Reduction, reduce, row_weight
+from jxent._typing import ArrayLike, AxisNames, ReductionKind, Scalar
 
 Each = Float[Array, "*s"]  # one number for each logit
 Given = Shaped[Array, "..."]  # as it was given: it broadcasts to the logits' shape
@@ -31,7 +31,7 @@ class Chosen(NamedTuple):
     kept: Bool[Array, "..."] | None
     weights: Float[Array, "..."] | None
     normalizer: Scalar | None
-    reduction: Reduction
+    reduction: ReductionKind
     axis_name: AxisNames | None
 
 
@@ -40,7 +40,7 @@ def chosen(
     shape: tuple[int, ...],
     where: ArrayLike | None,
     row_weights: ArrayLike | None,
-    reduction: Reduction,
+    reduction: ReductionKind,
     normalizer: ArrayLike | None,
     axis_name: AxisNames | None,
 ) -> Chosen:
@@ -88,7 +88,7 @@ def _losses(
     weights: Float[Array, "..."] | None,
     normalizer: Scalar | None,
     *,
-    reduction: Reduction,
+    reduction: ReductionKind,
     axis_name: AxisNames | None,
 ) -> Array:
     dtype, shape = np.promote_types(x.dtype, np.float32), x.shape
@@ -106,7 +106,7 @@ def _losses(
     ) -> tuple[Each, Each]:
         x, y, *parameters = map(each, given)
         counts = each(kept, bool)
-        w = only(counts, each(weights))
+        w = None if weights is None else zero_unless(counts, each(weights))
         share = row_weight(shape, counts, w, None, dtype)
         right = within_unit(y) & valid(*parameters)
         if w is not None:  # a fault that weighs nothing is dropped: 0·NaN would come back from it
@@ -114,12 +114,13 @@ def _losses(
             counts = heard if counts is None else counts & heard
         # Added, so that every derivative is NaN too.
         x = x + jnp.where(right, jnp.zeros_like(x), jnp.nan)
-        out = f(*static, *(only(counts, a) for a in (x, y, *parameters)))
+        kept_only = (None if a is None else zero_unless(counts, a) for a in (x, y, *parameters))
+        out = f(*static, *kept_only)
         out = out if counts is None else jnp.where(counts, out, 0)
         return (out if w is None else multiply_no_nan(w, out)), share
 
     out, share = weighed(*vary_alike(kept, weights, x, y, *parameters))
-    return reduce(out, share, reduction=reduction, normalizer=normalizer, axis_name=axis_name)
+    return reduce(out, share, Reduction(reduction, normalizer, axis_name))
 
 
 def within_unit(y: Each) -> Bool[Array, "*s"]:

@@ -13,12 +13,14 @@ A loss on a row is arithmetic on a few numbers,
 
     nll = nll_y for a label y, Σ_v c_v t_v nll_v for a distribution t
     lse
-    spread = Σ_v c_v nll_v
+    smooth_loss = Σ_v c_v nll_v
 
 (c: class weights, 1 without), so there is one derivative formula, `derivative`:
 
-    ∂/∂z = (dlse + dspread·Σc)·p − dspread·c + dnll·(p − e_y)           for a label
+    ∂/∂z = (dlse + dsmooth·Σc)·p − dsmooth·c + dnll·(p − e_y)           for a label
                                              + dnll·((Σ c t)·p − c t)   for a distribution
+
+since ∂lse/∂z = p and ∂nll_v/∂z = p − e_v.
 """
 
 import math
@@ -36,16 +38,17 @@ from jxent._typing import Distribution, Logits, PerRow
 
 
 def loss_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """float32, or wider if the logits are."""
+    """Return the dtype of a loss: float32, or the logits' own where that is wider."""
     wide = jnp.dtype(jnp.float32)
     return dtype if jnp.finfo(dtype).bits > jnp.finfo(wide).bits else wide
 
 
 def pin_half_precision(u: Logits) -> Logits:
-    """u, rounded to its dtype once for all who read it.
+    """Round half-precision logits to their dtype once, for every pass that reads them.
 
     Inside jit XLA may keep in float32 what the program rounds to half precision, in one pass over
-    it and not in another: the maximum would then not be that of the numbers it is taken from.
+    it and not in another: the maximum would then not be that of the numbers it is subtracted from.
+    An optimization_barrier on the rounded value stops that, and costs nothing.
     """
     return lax.optimization_barrier(u) if jnp.finfo(u.dtype).bits < 32 else u
 
@@ -53,14 +56,17 @@ def pin_half_precision(u: Logits) -> Logits:
 # Below this Σ exp(z − m) the 1 of the maximum itself has swallowed digits of the rest.
 _CONFIDENT = 2.0
 
-# Below this S, terms that exp flushes to 0 (from d = −87) would have told in it.
+# Below this S, terms that exp flushes to 0 (from d = −87) would have contributed to it.
 _FAINT = 1e-25
 _EXP_SCALE = 2.0**64
 _SHIFT = 44.0
 
 
 def _row_sum(x: Float[Array, "*n V"]) -> PerRow:
-    """Σ_v x_v; for one row in blocks of blocks, since XLA:CPU adds up a lone row one by one."""
+    """Sum each row: Σ_v x_v.
+
+    A lone row is summed in blocks of blocks, since XLA:CPU would add its entries one by one.
+    """
     rows, block = x.shape[:-1], 32
     if x.size != x.shape[-1]:
         return jnp.sum(x, axis=-1)
@@ -71,9 +77,10 @@ def _row_sum(x: Float[Array, "*n V"]) -> PerRow:
 
 
 def _scaled_exp(d: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
-    """2⁶⁴ exp(d) for d ≤ 0, in which terms of 1e-38 still count.
+    """Compute 2⁶⁴ exp(d) for d ≤ 0, in which terms of 1e-38 still count.
 
-    Far terms take 44 out of the exponent, which is exact; the step has no select, so that it fuses.
+    Terms beyond −44 take 44 out of the exponent, which is exact.  The step is made of sign and max
+    and not of a select, so that XLA:CPU fuses it into a row sum.
     """
     far = jnp.maximum(jnp.sign(-_SHIFT - d), 0)
     return jnp.exp(d + _SHIFT * far) * (
@@ -82,47 +89,49 @@ def _scaled_exp(d: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
 
 
 def force_rounding(z: Float[Array, "..."], m: Float[Array, "..."]) -> Float[Array, "..."]:
-    """z, none of which is above m, to take something from.
+    """Return z ≤ m unchanged, but rounded before anything is subtracted from it.
 
-    Inside jit z may be a product that XLA computes as it goes, and a·b − m is then rounded once and
-    not twice: it is not 0 where a·b is m, and a confident row's loss is that difference.  What has
-    been compared has been rounded before; and no logit is above a number that is above m.
+    Inside jit z may be a product that XLA fuses into the subtraction: a·b − m is then rounded once
+    and not twice, and is not 0 where a·b rounds to m, although a confident row's loss is that
+    difference.  An optimization_barrier does not stop this; a comparison does, since a compared
+    product has been rounded.  The bound 2|m| + 1 is above every z, so that the minimum is z.
     """
     return jnp.minimum(z, 2 * jnp.abs(m) + 1)
 
 
 def minus_max(z: Float[Array, "..."], m: Float[Array, "..."]) -> Float[Array, "..."]:
-    """d = z − m, exactly 0 where z is m; −∞ where both are, which is nobody's maximum."""
+    """Compute d = z − m: exactly 0 at the maximum, −∞ where z = m = −∞."""
     m = jnp.where(m == -jnp.inf, 0, m)
     return force_rounding(z, m) - m
 
 
 class Statistics(NamedTuple):
-    """What normalises a row: its maximum, and the rest of Σ exp(z − m)."""
+    """A row's maximum m, and S = Σ exp(z − m) − 1: the sum without one maximum."""
 
     m: PerRow
     S: PerRow
 
 
 def with_gradient_of(x: PerRow, other: PerRow) -> PerRow:
-    """The number x with the derivatives of another, which is finite wherever x is."""
+    """Return the value of x with the derivatives of `other`, which is finite wherever x is."""
     return x + (other - lax.stop_gradient(other))
 
 
 def statistics(z: Logits, dtype: jnp.dtype) -> Statistics:
-    """(m, S) of each row, in `dtype`; NaN statistics for NaN, +inf, or a row of −inf.
+    """Compute (m, S) of each row, in `dtype`; S is NaN for NaN, +inf, or a row of −inf.
 
     The maximum is taken in z's own dtype: it is exact there, and half-precision logits then need
     one wide temporary less.  It is a constant to every derivative, since lse does not depend on
-    what is taken out of the exponents; S changes as Σ_v exp(z_v − m) does, ties included.
+    the number subtracted in the exponents; S has the derivatives of Σ_v exp(z_v − m), which are
+    right at ties too, where a mask "z < m" would be wrong.
     """
     m = lax.stop_gradient(jnp.max(z, axis=-1)).astype(dtype)
 
     def d() -> Float[Array, "*n V"]:
         return minus_max(z.astype(dtype), m[..., None])
 
-    def masked(exp: Callable[[Logits], Logits], unit: float) -> PerRow:
-        rest = jnp.sum(jnp.where(d() < 0, exp(d()), 0), axis=-1) / unit
+    def masked(exp: Callable[[Logits], Logits], scale: float) -> PerRow:
+        rest = jnp.sum(jnp.where(d() < 0, exp(d()), 0), axis=-1) / scale
         ties = jnp.sum((d() == 0).astype(dtype), axis=-1)
         return rest + (ties - 1)
 
@@ -138,47 +147,50 @@ def statistics(z: Logits, dtype: jnp.dtype) -> Statistics:
 
         S = lax.cond(jnp.any(total < _CONFIDENT), exact, lambda: total - 1)
 
-        def raised() -> PerRow:
+        def scaled() -> PerRow:
             rest = _row_sum(-jnp.sign(d()) * _scaled_exp(d())) / _EXP_SCALE
             return jnp.where(S < _FAINT, rest, S)
 
-        return lax.cond(jnp.any(S < _FAINT), raised, lambda: S)
+        return lax.cond(jnp.any(S < _FAINT), scaled, lambda: S)
 
     # A GPU's exp reaches below 1e-38 by itself, and shares its exponentials with the sum below.
-    plain, raised = partial(masked, jnp.exp, 1.0), partial(masked, _scaled_exp, _EXP_SCALE)
-    S = lax.stop_gradient(lax.platform_dependent(cpu=fused, cuda=plain, default=raised))
+    plain, scaled = partial(masked, jnp.exp, 1.0), partial(masked, _scaled_exp, _EXP_SCALE)
+    S = lax.stop_gradient(lax.platform_dependent(cpu=fused, cuda=plain, default=scaled))
     S = jnp.where(jnp.isfinite(m), S, jnp.nan)
     return Statistics(m, with_gradient_of(S, _row_sum(jnp.exp(d()))))
 
 
 def merge(a: Statistics, b: Statistics) -> Statistics:
-    """The statistics of two disjoint sets of classes together; no classes: (−∞, −1)."""
+    """Merge the statistics of two disjoint sets of classes; those of no class are (−∞, −1).
+
+    m = max(m_a, m_b)      S = S_hi + (1 + S_lo)·exp(m_lo − m_hi)
+    """
     a_leads = a.m >= b.m
     lead = jnp.where(a_leads, a.S, b.S)
     rest = 1 + jnp.where(a_leads, b.S, a.S)
-    # Where neither holds a class both are −∞, and their distance 0.
+    # Where neither holds a class both are −∞, and −∞ − (−∞) would be NaN.
     behind = jnp.where(a.m == b.m, 0, -jnp.abs(a.m - b.m))
     return Statistics(jnp.maximum(a.m, b.m), lead + rest * jnp.exp(behind))
 
 
 def logsumexp(stats: Statistics) -> PerRow:
-    """lse = m + log1p(S)."""
+    """Compute lse = m + log1p(S)."""
     return stats.m + jnp.log1p(stats.S)
 
 
 def nll_of(z_y: PerRow, stats: Statistics) -> PerRow:
-    """nll_y = (m − z_y) + log1p(S), never negative."""
+    """Compute nll_y = (m − z_y) + log1p(S), never negative."""
     gap = -minus_max(z_y, stats.m)
-    # Less than 0 is a logit which XLA rounded otherwise in another pass.
+    # Below 0 only if XLA rounded z_y differently in another pass: 0, with the gap's derivative.
     return jnp.where(gap < 0, gap - lax.stop_gradient(gap), gap) + jnp.log1p(stats.S)
 
 
 def weighted_gap(w: Float[Array, "*#n V"], z: Logits, m: PerRow) -> PerRow:
-    """Σ_v w_v (m − z_v), with 0·∞ = 0.
+    """Compute Σ_v w_v (m − z_v), with 0·∞ = 0.
 
-    The 0·∞ is met by a ceiling on m − z_v: ∞ where w_v ≠ 0, a huge number where w_v = 0, which
-    leaves ∂/∂w_v room to be multiplied.  Arithmetic fuses into one pass, where a select costs
-    XLA:CPU an [N, V] array.
+    The 0·∞ is avoided by a ceiling on m − z_v: ∞ where w_v ≠ 0; where w_v = 0 a number 2²⁰ below
+    the largest, so that ∂/∂w_v can still be multiplied.  The ceiling is arithmetic, which fuses
+    into one pass; a select costs XLA:CPU an [N, V] array.
     """
     largest = jnp.asarray(jnp.finfo(z.dtype).max, z.dtype)
     zero_only = 1 - jnp.abs(lax.stop_gradient(w)) * largest
@@ -188,14 +200,16 @@ def weighted_gap(w: Float[Array, "*#n V"], z: Logits, m: PerRow) -> PerRow:
 
 
 def weighted_nll(w: Float[Array, "*#n V"], z: Logits, stats: Statistics) -> PerRow:
-    """Σ_v w_v nll_v = Σ_v w_v (m − z_v) + (Σ_v w_v) log1p(S), with 0·∞ = 0."""
+    """Compute Σ_v w_v nll_v = Σ_v w_v (m − z_v) + (Σ_v w_v) log1p(S), with 0·∞ = 0."""
     return weighted_gap(w, z, stats.m) + multiply_no_nan(jnp.sum(w, axis=-1), jnp.log1p(stats.S))
 
 
 def softmax_probabilities(z: Logits, stats: Statistics, lse: PerRow) -> Float[Array, "*n V"]:
-    """p_v = exp(z_v − m)/(1 + S), by the exponential of the forward pass, which is shared.
+    """Compute p_v = exp(z_v − m)/(1 + S).
 
-    Its derivatives are those of exp(z_v − lse): ṗ = p ⊙ (ż − Σ p ż), and so on.
+    exp(z_v − m) is the very expression of the forward pass, so that XLA shares it within one jit.
+    m and S are constants here, and the factor exp(lse − lse), which is 1, brings the derivatives
+    of exp(z_v − lse): ṗ = p ⊙ (ż − Σ p ż), to any order.
     """
     m, S = lax.stop_gradient(stats)
     return (
@@ -205,16 +219,16 @@ def softmax_probabilities(z: Logits, stats: Statistics, lse: PerRow) -> Float[Ar
 
 
 def clipped_neg_log_softmax(z: Logits, m: PerRow, log1p_S: PerRow) -> Float[Array, "*n V"]:
-    """nll_v, ∞ told as the largest number, so that 0·∞ is 0 after it."""
+    """Compute nll_v of each class, at most the largest number, so that 0·nll_v is 0 and not NaN."""
     return jnp.minimum(-minus_max(z, m[..., None]) + log1p_S[..., None], jnp.finfo(z.dtype).max)
 
 
 def entropy_derivative(
     p: Float[Array, "*n V"], nll: Float[Array, "*n V"], entropy: PerRow
 ) -> Float[Array, "*n V"]:
-    """∂H/∂z_v = p_v (nll_v − H) of H = Σ_v p_v nll_v, 0 where p_v = 0, to any order.
+    """Compute ∂H/∂z_v = p_v (nll_v − H) of H = Σ_v p_v nll_v; 0 where p_v = 0, to any order.
 
-    What all of nll_v have in common may be left out of them and of H.
+    An offset common to all nll_v and to H cancels, and may be left out.
     """
     return p * jnp.where(p == 0, 0, nll - entropy[..., None])
 
@@ -229,7 +243,7 @@ def derivative(
     dsmooth_loss: PerRow | None = None,
     total: PerRow | None = None,
 ) -> Float[Array, "*n V"]:
-    """∂/∂z of dnll·nll + dlse·lse + dspread·spread; a coefficient that is None is not computed.
+    """Compute ∂/∂z of dnll·nll + dlse·lse + dsmooth_loss·smooth_loss; None: the term is absent.
 
     `target` is (e_y, p_y − 1) for labels (p_y − 1 = expm1(−nll), which does not cancel), or c ⊙ t
     for distributions.  `class_weights` are those of the kept classes, 0 on the others; `total` is

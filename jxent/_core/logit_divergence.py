@@ -1,4 +1,4 @@
-"""How far two rows of logits are apart: the student's s, q = softmax(s/T), the teacher's t, p.
+"""Divergence of two rows of logits: the student's s, q = softmax(s/T); the teacher's t, p.
 
     u = s − t          d_v = (u_v − Σ p u)/T
     x_v = log q_v − log p_v = d_v − log1p(Σ p (e^d − 1 − d))
@@ -11,14 +11,15 @@
                T ∂/∂s_v = (1−β) q_v (log(q_v/m_v) − KL(q‖m))
                T ∂/∂t_v =      β p_v (log(p_v/m_v) − KL(p‖m))
 
-Distillation ends where the student is near its teacher, and there everything cancels.  x is not the
-difference of two rounded logarithms but made of differences of logits, which are exact; no term of
-the sum in it is negative.  (It is that difference only where logits are so far apart that e^d would
-say nothing of a p too small for a float.)  Since Σ_v (q_v − p_v) = 0, a divergence is the sum of
-the excesses, none of which is negative: p (e^x − 1 − x), by its series where x is small.  For the
-same reason q − p is p·expm1(x) there.
+Distillation ends where the student is near its teacher, and there everything cancels.  So x is not
+the difference of two rounded logarithms: it is made of differences of logits, which are exact, and
+of a sum without negative terms.  (Only where logits are too far apart, so that e^d p of a p below
+the smallest float would be missing from the sum, is x the difference of logarithms.)  Since
+Σ_v (q_v − p_v) = 0, a divergence is the sum of the Bregman terms excess(p, q)_v ≥ 0, computed as
+p (e^x − 1 − x), by its series where x is small.  For the same reason q − p is p·expm1(x) there.
 
-T² times all this is wanted, and x is of 1/T in hot rows: T x is what is squared.
+The result is T² times the divergence, while x shrinks as 1/T at high temperature: T x is squared,
+not x, which would underflow.
 """
 
 from functools import partial
@@ -33,6 +34,7 @@ from jaxtyping import Array, Bool, Float
 from jxent._core.compensated import two_sum
 from jxent._core.log_softmax import force_rounding, minus_max, with_gradient_of
 from jxent._core.row_terms import neg_log_softmax
+from jxent._core.safe_math import clip_infinite
 from jxent._typing import Logits, PerRow, Scalar
 
 DivergenceName = Literal["forward", "reverse", "jsd"]
@@ -40,19 +42,19 @@ DivergenceName = Literal["forward", "reverse", "jsd"]
 # Where the series takes over, and how many terms of it a dtype needs there.
 _SERIES_BELOW = 0.5
 _SERIES_TERMS = {4: 9, 8: 16}
-# Up to here e^d p of a p that a float cannot hold adds nothing to 1.
+# Up to this distance (in units of T), e^d p of a p below the smallest float adds nothing to 1.
 _APART = 16
 
 
 class Divergence(NamedTuple):
-    """Which one, and the teacher's share β of the mixture of "jsd"."""
+    """Which divergence, and the teacher's share β of the mixture of "jsd"; static."""
 
     name: DivergenceName
     beta: float
 
 
 class _SoftmaxPair(NamedTuple):
-    """p, q and x = log(q/p); ±∞ where one of them holds a class impossible, 0 where both do."""
+    """p, q and x = log(q/p); x is ±∞ for a class impossible in one of them, 0 in both."""
 
     p: Logits
     q: Logits
@@ -60,6 +62,7 @@ class _SoftmaxPair(NamedTuple):
 
 
 def _softmax_pair(s: Logits, t: Logits, T: Scalar) -> _SoftmaxPair:
+    """Compute p, q and log(q/p) without cancellation where the rows are near."""
     nll_q, nll_p = (neg_log_softmax(_tempered_logits(z, T), None, None, None) for z in (s, t))
     p, q = jnp.exp(-nll_p), jnp.exp(-nll_q)
     neither = (nll_q == jnp.inf) & (nll_p == jnp.inf)
@@ -75,7 +78,7 @@ def _top(z: Logits) -> Float[Array, "*n 1"]:
 
 
 def _tempered_logits(z: Logits, T: Scalar) -> Logits:
-    """(z − max z)/T; what is infinite tells T nothing, 0·∞ would be NaN."""
+    """Compute (z − max z)/T; ∞ stays, without a derivative by T: 0·∞ would be NaN."""
     m = _top(z)
     d = force_rounding(z, m) / 2 - m / 2  # z − m may be too large for a float
     finite = jnp.isfinite(d)
@@ -85,14 +88,15 @@ def _tempered_logits(z: Logits, T: Scalar) -> Logits:
 def _logit_difference(
     s: Logits, t: Logits, p: Logits, T: Scalar
 ) -> tuple[Logits, Bool[Array, "*n 1"]]:
-    """s − t but for an offset of the row, and in which rows it is small everywhere.
+    """Compute s − t up to an offset of the row, and in which rows it is small everywhere.
 
-    It is 0 in the others and for classes impossible in both.
+    It is 0 in the other rows and for classes impossible in both.
     """
     s, t = (force_rounding(z, _top(z)) for z in (s, t))
     # The offset may be large, and `lost` then holds the digits that tell the two rows apart.
     u, lost = lax.stop_gradient(two_sum(s, -t))
-    # Exactly 0 at the teacher's first choice: what p says beside it may be smaller than rounding.
+    # The offset makes it exactly 0 at the teacher's most probable class: the other p may be so
+    # small that rounding there would exceed their terms.
     p = lax.stop_gradient(p)
     first = p == jnp.max(p, axis=-1, keepdims=True)
     offset = _largest(u, first)
@@ -108,14 +112,14 @@ def _largest(x: Logits, among: Bool[Array, "*n V"]) -> Float[Array, "*n 1"]:
 
 
 def _expm1_minus_x(x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
-    """e^x − 1 − x."""
+    """Compute e^x − 1 − x."""
     near = jnp.abs(x) < _SERIES_BELOW
     x_near = jnp.where(near, x, 0)
     return jnp.where(near, 0.5 * x_near * x_near * _expm1_minus_x_series(x_near), jnp.expm1(x) - x)
 
 
 def _expm1_minus_x_series(x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
-    """(e^x − 1 − x) 2/x² for a small x."""
+    """Compute (e^x − 1 − x) 2/x² for a small x."""
     series = jnp.ones_like(x)
     for k in range(_SERIES_TERMS[x.dtype.itemsize], 2, -1):
         series = 1 + (x / k) * series
@@ -125,7 +129,7 @@ def _expm1_minus_x_series(x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
 def _bregman_terms(
     p: Logits, q: Logits, x: Float[Array, "*n V"], T: Scalar
 ) -> Float[Array, "*n V"]:
-    """T² (q − p − p x) for q = p e^x, with 0·∞ = 0; +∞ where q is impossible and p is not."""
+    """Compute T² (q − p − p x) for q = p e^x, with 0·∞ = 0; +∞ where only q is impossible."""
     near = jnp.abs(x) < _SERIES_BELOW
     x_near = jnp.where(near, x, 0)
     far = jnp.where(p == 0, q, (q - p) - p * x)
@@ -136,25 +140,23 @@ def _bregman_terms(
 
 
 def _probability_difference(p: Logits, q: Logits, x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
-    """q − p for q = p e^x."""
+    """Compute q − p for q = p e^x."""
     near = jnp.abs(x) < 1
     return jnp.where(near, p * jnp.expm1(jnp.where(near, x, 0)), q - p)
 
 
-def _clip_infinite(x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
-    """x with ±∞ told as a huge number, which leaves room to be summed: 0·∞ is 0 after it."""
-    huge = float(jnp.finfo(x.dtype).max) * 2.0**-20
-    return jnp.where(jnp.isinf(x), jnp.sign(x) * huge, x)
+# Rows of ∞ replaced by the largest number are summed: 2²⁰ of them must fit.
+_clip_infinite = partial(clip_infinite, headroom=2.0**20)
 
 
 def _softmax_pullback(r: Logits, x: Float[Array, "*n V"], T: Scalar) -> Float[Array, "*n V"]:
-    """T r (x − Σ r x): what of the slope T x of a row of probabilities r comes to its logits."""
+    """Compute T r (x − Σ r x): pull the gradient T x by probabilities r back to their logits."""
     x = _clip_infinite(T * _clip_infinite(x))
     return r * (x - jnp.sum(r * x, axis=-1, keepdims=True))
 
 
 def _log_mixture(share: float, x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
-    """log(share + (1 − share) e^x), which is x (1 − share) + … where x is small."""
+    """Compute log(share + (1 − share) e^x), without cancellation where x is small."""
     near, x = jnp.abs(x) < 1, _clip_infinite(x)
     small = jnp.log1p((1 - share) * jnp.expm1(jnp.where(near, x, 0)))
     large = jnp.where(near, 1, x)
@@ -166,7 +168,7 @@ def _log_mixture(share: float, x: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def divergence(kind: Divergence, s: Logits, t: Logits, T: Scalar) -> PerRow:
-    """T² times the divergence of each row, never negative; NaN, slopes too, in a row at fault."""
+    """Compute T² times the divergence of each row, ≥ 0; NaN, gradients too, in invalid rows."""
     pair = p, q, x = _softmax_pair(s, t, T)
     if kind.name == "forward":
         return jnp.sum(_bregman_terms(*pair, T), axis=-1)
@@ -180,13 +182,13 @@ def divergence(kind: Divergence, s: Logits, t: Logits, T: Scalar) -> PerRow:
 
 
 def _mixture(beta: float, pair: _SoftmaxPair) -> tuple[Logits, Logits, Logits]:
-    """m, log(m/p) and log(m/q)."""
+    """Compute m, log(m/p) and log(m/q)."""
     p, q, x = pair
     return beta * p + (1 - beta) * q, _log_mixture(beta, x), _log_mixture(1 - beta, -x)
 
 
 def _logit_gradients(kind: Divergence, pair: _SoftmaxPair, T: Scalar) -> tuple[Logits, Logits]:
-    """T² times ∂/∂s and ∂/∂t."""
+    """Compute T² times ∂/∂s and ∂/∂t."""
     p, q, x = pair
     if kind.name == "forward":
         return T * _probability_difference(*pair), _softmax_pullback(p, -x, T)
@@ -206,7 +208,7 @@ def _divergence_jvp(kind: Divergence, primals: Any, tangents: Any) -> tuple[Arra
         if not isinstance(dot, SymbolicZero):
             out_dot = out_dot + jnp.sum(gradient * dot, axis=-1)
     if not isinstance(T_dot, SymbolicZero):
-        # T² D(s/T, t/T): T ∂/∂T = 2 − s ∂/∂s − t ∂/∂t, whatever s and t have for an offset.
+        # Of T² D(s/T, t/T): T ∂/∂T = 2 − s ∂/∂s − t ∂/∂t, whatever the offsets of s and t.
         through = sum(
             jnp.sum(gradient * _minus_max_or_zero(z), axis=-1)
             for gradient, z in zip(gradients, primals, strict=False)
@@ -216,7 +218,7 @@ def _divergence_jvp(kind: Divergence, primals: Any, tangents: Any) -> tuple[Arra
 
 
 def _minus_max_or_zero(z: Logits) -> Logits:
-    """z − max z, 0 where that is infinite."""
+    """Compute z − max z, 0 where that is infinite."""
     d = minus_max(z, _top(z))
     return jnp.where(jnp.isinf(d), 0, d)
 

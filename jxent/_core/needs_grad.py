@@ -1,4 +1,9 @@
-"""Which gradients are wanted, kept in a tree structure that does not depend on the answer."""
+"""Which gradients are wanted, in a tree structure that does not depend on the answer.
+
+A `custom_vjp` with symbolic zeros must return one structure from its forward and backward rules,
+whatever is perturbed.  So a yes or no travels as an array with one entry or none, and a gradient
+that is not wanted is a `SymbolicZero`, not None.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,33 +15,33 @@ from jaxtyping import Array, Bool
 
 
 def needs_grad(argument: Any) -> bool:
-    """Whether a derivative is asked for, of an argument to a forward rule with symbolic zeros."""
+    """Tell whether a derivative is wanted of an argument to a rule with symbolic zeros."""
     return any(x.perturbed for x in jax.tree.leaves(argument))
 
 
-def encode_flag(up: bool) -> Bool[Array, "_"]:
-    """A boolean in an array's shape: what a rule saves must have one structure whatever it says."""
-    return jnp.zeros(int(up), bool)
+def encode_flag(flag: bool) -> Bool[Array, "_"]:
+    """Encode a boolean as an array with one entry (True) or none (False)."""
+    return jnp.zeros(int(flag), bool)
 
 
 def decode_flag(flag: Bool[Array, "_"]) -> bool:
-    """What it says."""
+    """Decode `encode_flag`: True if the array has one entry."""
     return flag.size == 1
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Types:
-    """The types of some arrays, to be saved in their place."""
+    """The types of a tree's leaves in order, to be saved in place of the arrays."""
 
     leaves: tuple[Any, ...]
 
 
 def types_of(tree: Any) -> Types:
-    """Of its leaves in order."""
+    """Collect the types of a tree's leaves."""
     return Types(tuple(map(jax.typeof, jax.tree.leaves(tree))))
 
 
 def symbolic_zero(like: Any) -> SymbolicZero:
-    """The cotangent that nobody asked for: not None, or the structure would depend on who asks."""
+    """Build the cotangent of an argument whose gradient is not wanted, from its type."""
     return SymbolicZero(like)

@@ -15,15 +15,12 @@ from jxent._core import row_terms
 from jxent._core.log_softmax import loss_dtype
 from jxent._core.safe_math import multiply_no_nan
 from jxent._core.targets import is_labels, narrow
-from jxent._core.weighting import class_weight, weighted_rows
+from jxent._core.weighting import LossOptions, RowInputs, class_weight, weighted_rows
 from jxent._typing import (
     ArrayLike,
     Axes,
-    ClassMask,
-    ClassWeights,
     Logits,
     PerRow,
-    RowMask,
     Scalar,
     Targets,
 )
@@ -32,7 +29,7 @@ from jxent._typing import (
 def classes_last(
     fn: str, logits: ArrayLike, axis: Axes
 ) -> tuple[Logits, Callable[[ArrayLike | None], ArrayLike | None]]:
-    """Logits as [*n, V], and the same move for whatever else has the logits' shape."""
+    """Move classes to the last axis, and return how to move whatever else has that shape."""
     given = _check.floats(fn, "logits", logits)
     axes = _check.axes(fn, axis, given.ndim)
     rows = tuple(a for a in range(given.ndim) if a not in axes)
@@ -59,59 +56,17 @@ def as_distributions(
     *,
     one_row: bool = False,
 ) -> Logits:
-    """Distributions [*n, V] from those of the logits' shape, or one-hot integers.
+    """Check distributions, or one-hot integers, and move their classes last.
 
-    Where optax takes it also from `one_row` [V] for all.
+    With `one_row` also floats [V], one distribution for all rows, as optax takes them.
     """
     moved = rows_of(labels)
     assert moved is not None
     return _check.soft_labels(fn, moved, z, one_row)
 
 
-@partial(jax.jit, static_argnames=("fn", "label_smoothing", "z_loss", "logit_softcap"), inline=True)
-def weighted_row_losses(
+def softmax_inputs(
     fn: str,
-    z: Logits,
-    t: Targets,
-    kept: RowMask | None,
-    mask: ClassMask | None,
-    class_weights: ClassWeights | None,
-    *,
-    label_smoothing: float,
-    z_loss: float,
-    logit_softcap: float | None,
-) -> PerRow:
-    """Compute each row's loss, every option in it."""
-
-    @row_terms.rematerialized
-    def losses(
-        z: Logits,
-        t: Targets,
-        kept: RowMask | None,
-        mask: ClassMask | None,
-        c: ClassWeights | None,
-    ) -> PerRow:
-        return weighted_rows(
-            row_terms.row_terms,
-            fn,
-            z,
-            t,
-            kept,
-            mask,
-            c,
-            None,
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
-            logit_softcap=logit_softcap,
-        )[0]
-
-    return losses(z, t, kept, mask, class_weights)
-
-
-def row_losses_of_nll(
-    fn: str,
-    g: Callable[..., Array],
-    parameters: Mapping[str, ArrayLike],
     logits: ArrayLike,
     labels: ArrayLike,
     axis: Axes,
@@ -119,8 +74,8 @@ def row_losses_of_nll(
     class_weights: ArrayLike | None,
     *,
     one_row: bool = False,
-) -> PerRow:
-    """c_y g(nll_y) for labels, Σ_v t_v c_v g(nll_v) for distributions; g(nll, *parameters)."""
+) -> tuple[Logits, RowInputs]:
+    """Check the arguments of a row loss that takes labels or distributions, told by shape."""
     z, rows_of = classes_last(fn, logits, axis)
     kept, mask = _check.where(fn, rows_of(where), z.shape)
     t: Targets
@@ -132,47 +87,59 @@ def row_losses_of_nll(
     else:
         t = as_distributions(fn, labels, z, rows_of, one_row=one_row)
     c = _check.weights(fn, "class_weights", class_weights, z.shape[-1:])
+    return z, RowInputs(t, kept, mask, c)
+
+
+@partial(jax.jit, static_argnames=("fn", "options"), inline=True)
+def weighted_row_losses(fn: str, z: Logits, rows: RowInputs, options: LossOptions) -> PerRow:
+    """Compute each row's cross-entropy, with every option that a row loss has."""
+
+    @row_terms.rematerialized
+    def losses(z: Logits, rows: RowInputs) -> PerRow:
+        return weighted_rows(row_terms.row_terms, fn, z, rows, options)[0]
+
+    return losses(z, rows)
+
+
+def row_losses_of_nll(
+    fn: str,
+    g: Callable[..., Array],
+    z: Logits,
+    rows: RowInputs,
+    parameters: Mapping[str, ArrayLike],
+) -> PerRow:
+    """Compute c_y g(nll_y) for labels, Σ_v t_v c_v g(nll_v) for distributions.
+
+    `g(nll, *parameters)` has its own derivatives, to any order.
+    """
     scalars = tuple(_check.weights(fn, name, x, ()) for name, x in parameters.items())
-    return _transformed_rows(fn, g, z, t, kept, mask, c, scalars)
+    return _transformed_rows(fn, g, z, rows, scalars)
 
 
 @partial(jax.jit, static_argnames=("fn", "g"), inline=True)
 def _transformed_rows(
-    fn: str,
-    g: Callable[..., Array],
-    z: Logits,
-    t: Targets,
-    kept: RowMask | None,
-    mask: ClassMask | None,
-    class_weights: ClassWeights | None,
-    parameters: tuple[Scalar, ...],
+    fn: str, g: Callable[..., Array], z: Logits, rows: RowInputs, parameters: tuple[Scalar, ...]
 ) -> PerRow:
     dtype = loss_dtype(z.dtype)
     largest = jnp.finfo(dtype).max
 
     @row_terms.rematerialized
-    def losses(
-        z: Logits,
-        t: Targets,
-        kept: RowMask | None,
-        mask: ClassMask | None,
-        c: ClassWeights | None,
-        parameters: tuple[Scalar, ...],
-    ) -> PerRow:
+    def losses(z: Logits, rows: RowInputs, parameters: tuple[Scalar, ...]) -> PerRow:
         parameters = tuple(x.astype(dtype) for x in parameters)
+        t, kept, mask, c, _ = rows
         c = None if c is None else c.astype(dtype)
         if not is_labels(t):
             w, nll = row_terms.weighted_targets_and_nll(*vary_alike(z, t, c, mask, kept))
             each = g(nll, *parameters)
-            # ∂/∂t_v: ∞ is told as the largest number, and an excluded class has none.
+            # ∂/∂t_v is g(nll_v): finite where t_v = 0, and 0 of an excluded class.
             each = jnp.where(w == 0, jnp.clip(each, -largest, largest), each)
             each = multiply_no_nan(w, each)
             return jnp.sum(each if mask is None else jnp.where(mask, each, 0), axis=-1)
-        own = class_weight(t, c, kept, mask)
+        own = class_weight(rows._replace(class_weights=c))
         y = narrow(t, z.shape[-1])
         _check.traced_labels(fn, t, y, kept, z.shape[-1])
         nll = row_terms.row_terms(row_terms.TermOptions(), *vary_alike(z, y, None, mask, kept)).nll
         out = g(nll, *parameters)
         return out if own is None else multiply_no_nan(own, out)
 
-    return losses(z, t, kept, mask, class_weights, parameters)
+    return losses(z, rows, parameters)

@@ -1,13 +1,22 @@
 """The formula of `log_softmax` attached to JAX: once for every mode, once for training.
 
-`rows` carries a JVP rule that is right to any order, in forward and reverse mode.  Two attachments
-differ in what they keep between the passes:
+`row_terms_and_statistics` carries a JVP rule that is right to any order, in forward and reverse
+mode.  Two attachments differ in what they keep between the passes:
 
-    training_rows   `jax.custom_vjp`: keeps the inputs as given and five numbers per row
-    remembering     `jax.checkpoint` around plain uses of `rows`: the same numbers, every AD mode
+    training_row_terms   `jax.custom_vjp`: keeps the inputs as given and five numbers per row
+    rematerialized       `jax.checkpoint` around `row_terms`: the same residuals, every AD mode
 
-Masks and poison live inside the rule: outside it they would save another [N, V] array and leave
-finite gradients on poisoned rows.
+The backward pass.  With cotangents dnll, dlse and dsmooth of a row's terms,
+
+    dz = (dlse + dsmooth·Σc)·p − dsmooth·c + dnll·((Σ c t)·p − c t)       `log_softmax.derivative`
+    dt_v = dnll c_v nll_v          dc_v = dnll t_v nll_v + dsmooth nll_v
+
+(c t = e_y for a label), where p and nll_v are computed again from the saved (m, S).  All of it is
+0 in inactive rows: those dropped, and those that are invalid and have no cotangent, where 0·NaN
+would come back.
+
+Masks and invalid rows live inside the rule: outside it they would save another [N, V] array and
+leave finite gradients on invalid rows.
 """
 
 from collections.abc import Callable
@@ -30,6 +39,7 @@ from jxent._core.log_softmax import (
     nll_of,
     pin_half_precision,
 )
+from jxent._core.safe_math import zero_unless
 from jxent._core.targets import at_label, is_label, is_labels
 from jxent._typing import ClassMask, ClassWeights, Logits, PerRow, RowMask, Targets
 
@@ -37,7 +47,7 @@ _SAVED = "jxent_row"
 
 
 class TermOptions(NamedTuple):
-    """What is fixed when tracing."""
+    """Which terms are computed, and of which logits; static."""
 
     softcap: float | None = None
     lse: bool = False
@@ -45,7 +55,7 @@ class TermOptions(NamedTuple):
 
 
 class RowTermsAndStatistics(NamedTuple):
-    """The numbers a loss is made of, then the statistics, which are not differentiated."""
+    """The terms of each row's loss, then its statistics, which are not differentiated."""
 
     nll: PerRow
     lse: PerRow
@@ -55,7 +65,7 @@ class RowTermsAndStatistics(NamedTuple):
 
 
 def apply_mask_and_softcap(options: TermOptions, mask: ClassMask | None, u: Logits) -> Logits:
-    """z from the logits as given: excluded classes at −inf, z = κ tanh(u/κ), −inf stays −inf."""
+    """Compute z from the logits as given: excluded classes at −inf, z = κ tanh(u/κ)."""
     z = u if mask is None else jnp.where(mask, u, -jnp.inf)
     if options.softcap is None:
         return z
@@ -64,41 +74,42 @@ def apply_mask_and_softcap(options: TermOptions, mask: ClassMask | None, u: Logi
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _softcap(cap: float, u: Logits) -> Logits:
-    """z = κ tanh(u/κ), −inf stays −inf."""
+    """Compute z = κ tanh(u/κ); −inf stays −inf."""
     return jnp.where(jnp.isinf(u), u, cap * jnp.tanh(u / cap))
 
 
 @_softcap.defjvp
 def _softcap_jvp(cap, primals, tangents):
-    """ż = (1 − (z/κ)²) u̇, 0 where z is not finite: rows that pass nothing back hold such."""
+    """Compute ż = (1 − (z/κ)²) u̇; 0 where z is not finite, so that 0·∞ does not come back."""
     z = _softcap(cap, *primals)
     t = jnp.where(jnp.isfinite(z), z / cap, 1)
     return z, (1 + t) * (1 - t) * tangents[0]
 
 
 def _loss_logits(options: TermOptions, mask: ClassMask | None, u: Logits) -> Logits:
+    """Compute z in the dtype of the loss."""
     return apply_mask_and_softcap(options, mask, u).astype(loss_dtype(u.dtype))
 
 
 def _broadcast_class_weights(
     c: ClassWeights | None, mask: ClassMask | None, z: Logits
 ) -> Float[Array, "*#n V"]:
-    """Class weights against z's axes, 0 on excluded classes."""
+    """Give class weights z's rank, with 0 on excluded classes."""
     c = jnp.ones(z.shape[-1:], z.dtype) if c is None else c.astype(z.dtype)
     c = jnp.reshape(c, (1,) * (z.ndim - 1) + c.shape)
     return c if mask is None else jnp.where(mask, c, 0)
 
 
 def _weighted_targets(t: Float[Array, "*n V"], c: ClassWeights | None, z: Logits) -> Logits:
-    """c ⊙ t."""
+    """Compute c ⊙ t."""
     t = t.astype(z.dtype)
     return t if c is None else _broadcast_class_weights(c, None, z) * t
 
 
 def invalid_rows(targets: Targets, mask: ClassMask | None) -> RowMask | None:
-    """Rows with a label outside [0, V), or with mass on an excluded class."""
+    """Find rows with a label outside [0, V), or with mass on an excluded class."""
     if is_labels(targets):
-        bad = targets < 0  # _weights.narrow has made every label outside [0, V) a −1
+        bad = targets < 0  # `narrow` has made every label outside [0, V) a −1
         if mask is None:
             return bad
         return bad | ~jnp.any(is_label(targets, mask) & mask, axis=-1)
@@ -114,13 +125,13 @@ def row_terms_and_statistics(
     mask: ClassMask | None,
     kept: RowMask | None,
 ) -> RowTermsAndStatistics:
-    """Each row's numbers; 0 in rows that are not kept, NaN in rows at fault."""
+    """Compute each row's terms and statistics; 0 in dropped rows, NaN in invalid ones."""
     z, dtype = apply_mask_and_softcap(options, mask, u), loss_dtype(u.dtype)
     stats = log_softmax.statistics(z, dtype)
     bad = invalid_rows(targets, mask)
     if bad is not None:
         bad = bad if kept is None else bad & kept
-        # S and not m: exp(z − m) stays the expression that the backward pass shares.
+        # S becomes NaN and not m: exp(z − m) stays the expression that the backward pass shares.
         stats = Statistics(stats.m, jnp.where(bad, jnp.nan, stats.S))
     if is_labels(targets):
         nll = nll_of(at_label(z, targets).astype(dtype), stats)
@@ -132,31 +143,26 @@ def row_terms_and_statistics(
     if options.smooth_loss:
         z = z.astype(dtype)
         smooth_loss = log_softmax.weighted_nll(_broadcast_class_weights(c, mask, z), z, stats)
-    lse = logsumexp(stats)
-
-    def keep(x: PerRow) -> PerRow:
-        return x if kept is None else jnp.where(kept, x, 0)
-
-    return RowTermsAndStatistics(
-        keep(nll), keep(lse), None if smooth_loss is None else keep(smooth_loss), *stats
-    )
+        smooth_loss = zero_unless(kept, smooth_loss)
+    nll, lse = zero_unless(kept, nll), zero_unless(kept, logsumexp(stats))
+    return RowTermsAndStatistics(nll, lse, smooth_loss, *stats)
 
 
 @jax.custom_jvp
 def _probabilities(z: Logits, stats: Statistics, lse: PerRow, chosen: RowMask | None) -> Logits:
-    """p, 0 in rows that are not chosen."""
-    return _in_rows(chosen, log_softmax.softmax_probabilities(z, stats, lse))
+    """Compute p; 0 in rows that are not chosen."""
+    return zero_unless(chosen, log_softmax.softmax_probabilities(z, stats, lse))
 
 
 @_probabilities.defjvp
 def _probabilities_jvp(primals, tangents):
-    """ṗ = p ⊙ (ż − lsė): the same derivative, without 0·NaN in rows that are not chosen."""
+    """Compute ṗ = p ⊙ (ż − lsė): JAX's own derivative, without 0·NaN in rows not chosen."""
     p, z_dot, lse_dot = _probabilities(*primals), tangents[0], tangents[2]
     return p, p * (z_dot - lse_dot[..., None])
 
 
 class _DerivativeParts(NamedTuple):
-    """The pieces of a derivative that both rules are made of."""
+    """What the derivatives by logits, targets and class weights are made of."""
 
     p: Logits
     target: tuple[jax.Array, PerRow] | Logits
@@ -172,34 +178,26 @@ def _derivative_parts(
     row: RowTermsAndStatistics,
     chosen: RowMask | None,
 ) -> _DerivativeParts:
-    """Of the chosen rows; 0 in the others, whatever they hold, so that 0 times them is 0."""
+    """Compute the parts in the chosen rows; 0 in the others, so that 0 times them is 0."""
     stats = lax.stop_gradient(Statistics(row.m, row.S))
-    p = _probabilities(z, stats, _only(chosen, row.lse), chosen)
+    p = _probabilities(z, stats, zero_unless(chosen, row.lse), chosen)
     target: tuple[jax.Array, PerRow] | Logits
     if is_labels(targets):
-        target = is_label(targets, z), jnp.expm1(-_only(chosen, row.nll))
+        target = is_label(targets, z), jnp.expm1(-zero_unless(chosen, row.nll))
     else:
-        target = _weighted_targets(_in_rows(chosen, targets), c, z)
-    # ∂/∂t_v and ∂/∂c_v are nll_v; +∞ is told as the largest number, so that 0·∞ is 0 after it.
-    # lse itself has lost the digits of log1p(S) beside a large m: it lends its derivative only.
+        target = _weighted_targets(zero_unless(chosen, targets), c, z)
+    # ∂/∂t_v and ∂/∂c_v are nll_v, clipped so that 0·∞ is 0.  lse has lost the digits of log1p(S)
+    # beside a large m, so only its derivative is used.
     rest = log_softmax.with_gradient_of(jnp.log1p(stats.S), row.lse)
     each = log_softmax.clipped_neg_log_softmax(z, stats.m, rest)
-    each = _in_rows(chosen, each if mask is None else jnp.where(mask, each, 0))
+    each = zero_unless(chosen, each if mask is None else jnp.where(mask, each, 0))
     return _DerivativeParts(p, target, _broadcast_class_weights(c, mask, z), each)
-
-
-def _only(chosen: RowMask | None, x: PerRow) -> PerRow:
-    return x if chosen is None else jnp.where(chosen, x, 0)
-
-
-def _in_rows(chosen: RowMask | None, x: Logits) -> Logits:
-    return x if chosen is None else jnp.where(chosen[..., None], x, 0)
 
 
 def _row_terms_jvp(options, primals, tangents):
     u, targets, c, mask, kept = primals
     u_dot, t_dot, c_dot, *_ = tangents
-    # The public rule again, so that derivatives of these numbers are right in turn.
+    # The function with the rule again, so that derivatives of these terms are right in turn.
     row = jax.tree.map(
         lambda x: checkpoint_name(x, _SAVED), row_terms_and_statistics(options, *primals)
     )
@@ -207,7 +205,7 @@ def _row_terms_jvp(options, primals, tangents):
     nll_dot = lse_dot = smooth_loss_dot = zero
 
     def total(x: Logits) -> PerRow:
-        return _only(kept, jnp.sum(x, axis=-1))
+        return zero_unless(kept, jnp.sum(x, axis=-1))
 
     wide = partial(_loss_logits, options, mask)
     if isinstance(u_dot, SymbolicZero):
@@ -217,7 +215,7 @@ def _row_terms_jvp(options, primals, tangents):
     parts = _derivative_parts(z, targets, c, mask, row, kept)
     if z_dot is not None:
         d = partial(derivative, parts.p, parts.target, parts.c)
-        one = _only(kept, jnp.ones_like(row.nll))
+        one = zero_unless(kept, jnp.ones_like(row.nll))
         nll_dot = total(d(dnll=one) * z_dot)
         lse_dot = total(d(dlse=one) * z_dot)
         if options.smooth_loss:
@@ -228,7 +226,7 @@ def _row_terms_jvp(options, primals, tangents):
     if c is not None and not isinstance(c_dot, SymbolicZero):
         c_dot = _broadcast_class_weights(c_dot, None, z)
         if not is_labels(targets):
-            nll_dot = nll_dot + total(c_dot * _in_rows(kept, targets.astype(z.dtype)) * each)
+            nll_dot = nll_dot + total(c_dot * zero_unless(kept, targets.astype(z.dtype)) * each)
         if options.smooth_loss:
             smooth_loss_dot = smooth_loss_dot + total(c_dot * each)
     return row, RowTermsAndStatistics(
@@ -243,13 +241,13 @@ R = TypeVar("R")
 
 
 def rematerialized(f: Callable[P, R]) -> Callable[P, R]:
-    """f, keeping between the passes its arguments and the numbers of each row, nothing else."""
+    """Wrap f to save, between the passes, its arguments and the terms of each row, nothing else."""
     saved = jax.checkpoint_policies.save_only_these_names(_SAVED)
     return jax.checkpoint(f, prevent_cse=False, policy=saved)
 
 
 class RowTerms(NamedTuple):
-    """The numbers a loss was asked to be made of."""
+    """The terms of each row's loss; None: not requested."""
 
     nll: PerRow
     lse: PerRow | None
@@ -268,7 +266,7 @@ def row_terms(
     mask: ClassMask | None,
     kept: RowMask | None,
 ) -> RowTerms:
-    """Each row's numbers, in every mode of differentiation."""
+    """Compute each row's terms, in every mode of differentiation."""
     return _requested(
         options, row_terms_and_statistics(options, pin_half_precision(u), targets, c, mask, kept)
     )
@@ -282,7 +280,7 @@ def training_row_terms(
     mask: ClassMask | None,
     kept: RowMask | None,
 ) -> RowTerms:
-    """Each row's numbers in reverse mode; kept between the passes: the arguments and `Row`."""
+    """Compute each row's terms in reverse mode; saves the arguments and five numbers per row."""
     return _training_row_terms(options, pin_half_precision(u), targets, c, mask, kept)
 
 
@@ -299,13 +297,13 @@ def _training_fwd(options, u, targets, c, mask, kept):
 def _training_bwd(options, saved, cotangents: RowTerms):
     u, targets, c, mask, kept, row = saved
     z, pull = jax.vjp(partial(_loss_logits, options, mask), u)
-    # A row of weight 0 passes nothing back, whatever it holds; 0·NaN would.
+    # An invalid row without a cotangent passes nothing back: 0·NaN would be NaN.
     inactive = ~jnp.isfinite(row.m + row.S) | jnp.isnan(row.nll)
     for cotangent in cotangents:
         inactive = inactive if cotangent is None else inactive & (cotangent == 0)
     active = ~inactive if kept is None else kept & ~inactive
-    dnll = _only(active, cotangents.nll)
-    dlse, dsmooth_loss = (None if d is None else _only(active, d) for d in cotangents[1:])
+    dnll = zero_unless(active, cotangents.nll)
+    dlse, dsmooth_loss = (None if d is None else zero_unless(active, d) for d in cotangents[1:])
     parts = _derivative_parts(z, targets, c, mask, row, active)
     dz = derivative(parts.p, parts.target, parts.c, dnll=dnll, dlse=dlse, dsmooth_loss=dsmooth_loss)
     (du,) = pull(dz)
@@ -317,7 +315,7 @@ def _training_bwd(options, saved, cotangents: RowTerms):
     if c is not None:
         by_class = jnp.zeros_like(z) if dsmooth_loss is None else dsmooth_loss[..., None] * each
         if not is_labels(targets):
-            t = _in_rows(active, targets.astype(z.dtype))
+            t = zero_unless(active, targets.astype(z.dtype))
             by_class = by_class + dnll[..., None] * t * each
         dc = jnp.sum(by_class, axis=tuple(range(z.ndim - 1))).astype(c.dtype)
     return du, dt, dc, None, None
@@ -330,10 +328,10 @@ _training_row_terms.defvjp(_training_fwd, _training_bwd)
 def neg_log_softmax(
     u: Logits, mask: ClassMask | None, kept: RowMask | None, bad: RowMask | None
 ) -> Logits:
-    """nll_v of every class; 0 in rows that are not kept, NaN in rows at fault."""
+    """Compute nll_v = −log p_v of every class; 0 in dropped rows, NaN in invalid ones."""
     z = _loss_logits(TermOptions(), mask, u)
     stats = _statistics_of_rows(u, mask, bad)
-    return _in_rows(kept, nll_of(z, Statistics(stats.m[..., None], stats.S[..., None])))
+    return zero_unless(kept, nll_of(z, Statistics(stats.m[..., None], stats.S[..., None])))
 
 
 def _statistics_of_rows(u: Logits, mask: ClassMask | None, bad: RowMask | None) -> Statistics:
@@ -348,9 +346,9 @@ def _neg_log_softmax_jvp(primals, tangents):
     u, mask, kept, bad = primals
     z, z_dot = jax.jvp(partial(_loss_logits, TermOptions(), mask), (u,), (tangents[0],))
     stats = _statistics_of_rows(u, mask, bad)
-    p = _probabilities(z, stats, _only(kept, logsumexp(stats)), kept)
+    p = _probabilities(z, stats, zero_unless(kept, logsumexp(stats)), kept)
     out_dot = jnp.sum(p * z_dot, axis=-1, keepdims=True) - z_dot
-    return neg_log_softmax(*primals), _in_rows(kept, out_dot)
+    return neg_log_softmax(*primals), zero_unless(kept, out_dot)
 
 
 def weighted_targets_and_nll(
@@ -360,6 +358,6 @@ def weighted_targets_and_nll(
     mask: ClassMask | None,
     kept: RowMask | None,
 ) -> tuple[Logits, Logits]:
-    """c ⊙ t and the nll of every class, for losses that are not linear in nll."""
+    """Compute c ⊙ t and the nll of every class, for losses that are not linear in nll."""
     each = neg_log_softmax(pin_half_precision(u), mask, kept, invalid_rows(t, mask))
-    return _in_rows(kept, _weighted_targets(t, c, each)), each
+    return zero_unless(kept, _weighted_targets(t, c, each)), each

@@ -1,21 +1,33 @@
-"""w·x with 0·x = 0 for every x, inf and NaN included, and both derivatives real.
+"""Arithmetic with zeros and infinities: 0·∞ = 0, "0 where dropped", ∞ as a large finite number.
 
-    scale(w, x) = w·x, 0 where w = 0        ∂/∂x = w        ∂/∂w = x (also where w = 0)
+    multiply_no_nan(w, x) = w·x, 0 where w = 0      ∂/∂x = w      ∂/∂w = x (also where w = 0)
 
-A zero weight contributes nothing, whatever it weighs; what a little more weight would do is still
-told by ∂/∂w.
+A zero weight contributes nothing, whatever it multiplies.  ∂/∂w stays x at w = 0, so that weights
+remain trainable.
 """
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+
+
+def zero_unless(kept: Bool[Array, "..."] | None, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Select x in the kept rows and 0 in the others, whatever they hold; x where kept is None.
+
+    A product with the mask would not do: 0·∞ is NaN.  Axes that x has beyond those of `kept` are
+    the entries of a row.
+    """
+    if kept is None:
+        return x
+    return jnp.where(jnp.expand_dims(kept, range(kept.ndim, x.ndim)), x, 0)
 
 
 def propagate_nan(*terms: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """0, NaN where one of the terms is: to be added to their sum, whatever they weigh in it.
+    """Return NaN where one of the terms is NaN, else 0, to be added to their weighted sum.
 
-    The slope of a fault stays NaN under a weight of 0, and the loss must not hide it.
+    A zero weight selects 0 even against NaN, but the gradient of an invalid term stays NaN under
+    it, and the loss must not hide that.
     """
     out = jnp.zeros_like(terms[0])
     for x in terms:
@@ -23,22 +35,28 @@ def propagate_nan(*terms: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return out
 
 
-def _nan_to_num_at_zero(w: Float[Array, "*#s"], x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """x; where nothing is weighed, ∞ is told as the largest number and a fault as 0.
+def clip_infinite(x: Float[Array, "*s"], headroom: float = 1.0) -> Float[Array, "*s"]:
+    """Replace ±∞ by ± the largest number over `headroom`, with derivative 0 there.
 
-    So neither makes NaN of the 0 that w is, there and on the way back.
+    0·∞ is 0 after it, and up to `headroom` such numbers can be added without overflow.
     """
+    largest = float(jnp.finfo(x.dtype).max) / headroom
+    return jnp.where(jnp.isinf(x), jnp.sign(x) * largest, x)
+
+
+def _finite_at_zero(w: Float[Array, "*#s"], x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """Replace ±∞ by the largest number and NaN by 0 where w = 0: w·x is then 0, not NaN."""
     return jnp.where(w == 0, jnp.nan_to_num(x), x)
 
 
 @jax.custom_jvp
 def multiply_no_nan(w: Float[Array, "*#s"], x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """w·x, 0 where w = 0."""
-    return w * _nan_to_num_at_zero(w, x)
+    """Multiply, with 0·x = 0 for every x, ∞ and NaN included."""
+    return w * _finite_at_zero(w, x)
 
 
 def _multiply_no_nan_jvp(primals, tangents):
-    """What differentiating `scale` gives, with less to remember."""
+    """Differentiate w·x as JAX would, but save w and x alone."""
     w, x = primals
     w_dot, x_dot = tangents
     out = multiply_no_nan(w, x)
@@ -46,7 +64,7 @@ def _multiply_no_nan_jvp(primals, tangents):
     if not isinstance(x_dot, SymbolicZero):
         out_dot = w * x_dot
     if not isinstance(w_dot, SymbolicZero):
-        out_dot = out_dot + w_dot * _nan_to_num_at_zero(w, x)
+        out_dot = out_dot + w_dot * _finite_at_zero(w, x)
     return out, out_dot
 
 

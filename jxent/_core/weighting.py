@@ -1,23 +1,27 @@
-"""Labels, masks, class and row weights → each row's coefficients and the denominator.
+"""Masks, weights and smoothing → each row's coefficients, the denominator, the reduction.
 
-    loss_row = a·nll + b·lse² + s·spread          (nll, lse, spread: see `log_softmax`)
+    loss_row = a·nll + b·lse² + s·smooth_loss      (nll, lse, smooth_loss: see `log_softmax`)
 
     labels         a = (1−ε) w c_y     b = ζ w     s = (ε/V) w     weight = w c_y
     distributions  a = (1−ε) w         b = ζ w     s = (ε/V) w     weight = w Σ c t / Σ t
 
 (w: row weight; ε: label smoothing; ζ: z-loss; V: the row's kept classes; for a distribution nll
-holds c already).  A row that is not kept has all of them 0.
+holds c already).  A dropped row has all of them 0.
 
     "none"  the rows        "sum"  Σ rows        "mean"  Σ rows / Σ weights, 0 where that is 0/0
 
 With mesh axes both sums run over the devices too, so that every device has the mean of the whole
 batch and not a mean of means.  A `normalizer` takes the place of Σ weights.
+
+Options travel as records, made once by the checks: `RowInputs`, `LossOptions`, `Reduction`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,60 +30,106 @@ from jaxtyping import Array, Float
 
 from jxent import _check
 from jxent._compat import vary_alike
-from jxent._core import row_terms
 from jxent._core.log_softmax import loss_dtype
-from jxent._core.safe_math import multiply_no_nan
+from jxent._core.row_terms import RowTerms, TermOptions
+from jxent._core.safe_math import multiply_no_nan, zero_unless
 from jxent._core.targets import at_label, is_labels, narrow
 from jxent._typing import (
+    ArrayLike,
     AxisNames,
     ClassMask,
     ClassWeights,
     Logits,
     PerRow,
-    Reduction,
+    ReductionKind,
     RowMask,
     Scalar,
     Targets,
 )
 
-# A coefficient is per row, one number for all rows, or None: the term is not there.
+# A coefficient is per row, one number for all rows, or None: the term is absent.
 Coefficient = PerRow | float | None
 
 
+class RowInputs(NamedTuple):
+    """What is given beside the logits: targets, which rows and classes count, what they weigh."""
+
+    targets: Targets
+    row_mask: RowMask | None = None
+    class_mask: ClassMask | None = None
+    class_weights: ClassWeights | None = None
+    row_weights: PerRow | None = None
+
+
+class LossOptions(NamedTuple):
+    """The static options of a row's loss: ε, ζ and κ."""
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    logit_softcap: float | None = None
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["normalizer"],
+    meta_fields=["kind", "axis_names"],
+)
+@dataclass(frozen=True)
+class Reduction:
+    """How rows become the result."""
+
+    kind: ReductionKind
+    normalizer: Scalar | None
+    axis_names: AxisNames | None
+
+
+def loss_options(
+    fn: str, label_smoothing: float, z_loss: float, logit_softcap: float | None
+) -> LossOptions:
+    """Check the static options of a row's loss."""
+    return LossOptions(
+        _check.fraction(fn, "label_smoothing", label_smoothing),
+        _check.not_negative(fn, "z_loss", z_loss),
+        _check.softcap(fn, logit_softcap),
+    )
+
+
+def reduction_options(
+    fn: str, kind: ReductionKind, normalizer: ArrayLike | None, axis_name: AxisNames | None
+) -> Reduction:
+    """Check a reduction and what goes with it."""
+    kind = _check.reduction(fn, kind, normalizer=normalizer, axis_name=axis_name)
+    return Reduction(kind, _check.weights(fn, "normalizer", normalizer, ()), axis_name)
+
+
 class Coefficients(NamedTuple):
-    """The factors of nll, lse² and spread in a row's loss."""
+    """The factors of nll, lse² and smooth_loss in a row's loss."""
 
     nll: Coefficient
     square: Coefficient
     smooth_loss: Coefficient
 
 
-def class_weight(
-    targets: Targets,
-    class_weights: ClassWeights | None,
-    kept: RowMask | None,
-    mask: ClassMask | None,
-) -> PerRow | None:
-    """c_y of each row, NaN for a label outside [0, V); for a distribution Σ c t / Σ t.
+def class_weight(rows: RowInputs) -> PerRow | None:
+    """Compute c_y of each row, NaN for a label outside [0, V); for a distribution Σ c t / Σ t.
 
-    0 in rows that are not kept, whatever they hold.
+    0 in dropped rows, whatever they hold.
     """
-    if class_weights is None:
+    c = rows.class_weights
+    if c is None:
         return None
-    c = class_weights
-    if is_labels(targets):
-        y = narrow(targets, c.shape[0])
+    if is_labels(rows.targets):
+        y = narrow(rows.targets, c.shape[0])
         table = jnp.broadcast_to(c, (*y.shape, c.shape[0]))
-        return only(kept, jnp.where(y < 0, jnp.nan, at_label(table, y)))
-    return _average_class_weight(c, targets, kept, mask)
+        return zero_unless(rows.row_mask, jnp.where(y < 0, jnp.nan, at_label(table, y)))
+    return _average_class_weight(c, rows.targets, rows.row_mask, rows.class_mask)
 
 
 @jax.checkpoint
 def _average_class_weight(
     c: ClassWeights, t: Float[Array, "*n V"], kept: RowMask | None, mask: ClassMask | None
 ) -> PerRow:
-    t = t.astype(c.dtype)
-    t = t if kept is None else jnp.where(kept[..., None], t, 0)
+    t = zero_unless(kept, t.astype(c.dtype))
     t = t if mask is None else jnp.where(mask, t, 0)
     mass = jnp.sum(t, axis=-1)
     invalid = ~jnp.isfinite(mass)
@@ -91,6 +141,7 @@ def _average_class_weight(
 
 
 def _multiply(*factors: Coefficient) -> Coefficient:
+    """Multiply what is there: None is an absent factor, and so is the number 1."""
     out: Coefficient = None
     for factor in factors:
         if factor is None or (isinstance(factor, float) and factor == 1):
@@ -105,69 +156,56 @@ def _multiply(*factors: Coefficient) -> Coefficient:
 
 
 def row_weight(
-    rows: tuple[int, ...],
+    shape: tuple[int, ...],
     kept: RowMask | None,
     row_weights: PerRow | None,
     class_weight: PerRow | None,
     dtype: jnp.dtype,
 ) -> PerRow:
-    """The row's share of the denominator, w c_y."""
+    """Compute each row's share of the denominator, w c_y."""
     w = _multiply(row_weights, class_weight)
     if isinstance(w, jax.Array):
         return w
-    return jnp.ones(rows, dtype) if kept is None else kept.astype(dtype)
+    return jnp.ones(shape, dtype) if kept is None else kept.astype(dtype)
 
 
-def only(kept: RowMask | None, x: PerRow | None) -> PerRow | None:
-    """x in the kept rows, 0 in the others, whatever they hold."""
-    return x if kept is None or x is None else jnp.where(kept, x, 0)
-
-
-def coefficients(
-    targets: Targets,
-    *,
-    mask: ClassMask | None,
-    classes: int,
-    row_weights: PerRow | None,
-    class_weight: PerRow | None,
-    label_smoothing: float,
-    z_loss: float,
-    dtype: jnp.dtype,
+def _coefficients(
+    rows: RowInputs, options: LossOptions, classes: int, own: PerRow | None, dtype: jnp.dtype
 ) -> Coefficients:
-    """Each row's factors of nll, lse² and spread; the weights are 0 in rows that are not kept."""
-    own = class_weight if is_labels(targets) else None
-    a = _multiply(1 - label_smoothing, row_weights, own) if label_smoothing < 1 else None
-    b = _multiply(z_loss, row_weights) if z_loss else None
+    """Compute each row's coefficients; `own` is its class weight."""
+    epsilon, w = options.label_smoothing, rows.row_weights
+    own = own if is_labels(rows.targets) else None
+    a = _multiply(1 - epsilon, w, own) if epsilon < 1 else None
+    b = _multiply(options.z_loss, w) if options.z_loss else None
     s: Coefficient = None
-    if label_smoothing:
-        share: Coefficient = label_smoothing / classes
-        if mask is not None:
-            share = label_smoothing / jnp.maximum(jnp.sum(mask, axis=-1).astype(dtype), 1)
-        s = _multiply(share, row_weights)
+    if epsilon:
+        share: Coefficient = epsilon / classes
+        if rows.class_mask is not None:
+            kept_classes = jnp.sum(rows.class_mask, axis=-1).astype(dtype)
+            share = epsilon / jnp.maximum(kept_classes, 1)
+        s = _multiply(share, w)
     return Coefficients(a, b, s)
 
 
-def combine_terms(
-    by: Coefficients, nll: PerRow, lse: PerRow | None, smooth_loss: PerRow | None
-) -> PerRow:
-    """a·nll + b·lse² + s·spread, a zero coefficient selecting 0 even against inf."""
-    terms = [_term(by.nll, nll)]
+def combine_terms(by: Coefficients, row: RowTerms) -> PerRow:
+    """Compute a·nll + b·lse² + s·smooth_loss; a zero coefficient selects 0 even against ∞."""
+    terms = [_term(by.nll, row.nll)]
     if by.square is not None:
-        assert lse is not None
-        terms.append(_term(by.square, _square(by.square, lse)))
+        assert row.lse is not None
+        terms.append(_term(by.square, _square(by.square, row.lse)))
     if by.smooth_loss is not None:
-        terms.append(_term(by.smooth_loss, smooth_loss))
+        terms.append(_term(by.smooth_loss, row.smooth_loss))
     present = [term for term in terms if term is not None]
     return sum(present[1:], start=present[0])
 
 
 def _square(w: Coefficient, lse: PerRow) -> PerRow:
-    """lse², with slope 0 where ∞ or NaN weighs nothing: 0·NaN on the way back would be NaN."""
+    """Compute lse², with derivative 0 where w = 0 and lse is not finite: 0·∞ would come back."""
     if not isinstance(w, jax.Array):
         return lse * lse
     inactive = (w == 0) & ~jnp.isfinite(lse)
     active = jnp.where(inactive, 0, lse)
-    return jnp.where(inactive, jax.lax.stop_gradient(lse * lse), active * active)
+    return jnp.where(inactive, lax.stop_gradient(lse * lse), active * active)
 
 
 def _term(w: Coefficient, x: PerRow | None) -> PerRow | None:
@@ -178,108 +216,77 @@ def _term(w: Coefficient, x: PerRow | None) -> PerRow | None:
     return multiply_no_nan(w, x)
 
 
-def reduce(
-    rows: PerRow,
-    weights: PerRow | None,
-    *,
-    reduction: Reduction,
-    normalizer: Scalar | None,
-    axis_name: AxisNames | None,
-) -> jax.Array:
-    """The rows, their sum, or their weighted mean."""
-    if reduction == "none":
+def reduce(rows: PerRow, weights: PerRow | None, reduction: Reduction) -> jax.Array:
+    """Reduce row losses to a scalar, or return them as they are for "none"."""
+    if reduction.kind == "none":
         return rows
-    total = sum_over_devices(jnp.sum(rows), axis_name)
-    if reduction == "sum":
+    total = sum_over_devices(jnp.sum(rows), reduction)
+    if reduction.kind == "sum":
         return total
-    return divide(total, denominator(weights, normalizer, axis_name))
+    return divide(total, denominator(weights, reduction))
 
 
-def denominator(
-    weights: PerRow | None, normalizer: Scalar | None, axis_name: AxisNames | None
-) -> Scalar:
-    """What the mean divides by."""
-    if normalizer is not None:
-        return normalizer
+def denominator(weights: PerRow | None, reduction: Reduction) -> Scalar:
+    """Compute the denominator of a mean."""
+    if reduction.normalizer is not None:
+        return reduction.normalizer
     assert weights is not None
-    return sum_over_devices(jnp.sum(weights), axis_name)
+    return sum_over_devices(jnp.sum(weights), reduction)
 
 
 def divide(x: Float[Array, "..."], by: Scalar) -> Float[Array, "..."]:
-    """x / by, 0 where that is 0/0."""
+    """Divide, with 0/0 = 0."""
     by = by.astype(x.dtype)
     empty = by == 0
     return jnp.where(empty, 0, x / jnp.where(empty, 1, by))
 
 
-def sum_over_devices(x: Scalar, axis_name: AxisNames | None) -> Scalar:
-    """The sum over the devices of these mesh axes."""
-    return x if axis_name is None else lax.psum(x, axis_name)
+def sum_over_devices(x: Scalar, reduction: Reduction) -> Scalar:
+    """Sum a device's number over the devices of the reduction's mesh axes."""
+    return x if reduction.axis_names is None else lax.psum(x, reduction.axis_names)
 
 
 class Prepared(NamedTuple):
-    """What a loss is made of, once its arguments are checked."""
+    """What a loss is computed from, once its arguments are checked."""
 
-    options: row_terms.TermOptions
-    targets: Targets  # labels are int32, those outside [0, V) are −1
-    class_weights: ClassWeights | None
+    options: TermOptions
+    rows: RowInputs  # labels are int32, those outside [0, V) are −1
     by: Coefficients
-    weights: PerRow  # what each row counts in a mean
+    weights: PerRow  # each row's share of the denominator of a mean
 
 
 def prepare(
-    fn: str,
-    dtype: jnp.dtype,
-    classes: int,
-    t: Targets,
-    kept: RowMask | None,
-    mask: ClassMask | None,
-    class_weights: ClassWeights | None,
-    row_weights: PerRow | None,
-    *,
-    label_smoothing: float,
-    z_loss: float,
-    logit_softcap: float | None,
+    fn: str, dtype: jnp.dtype, classes: int, rows: RowInputs, options: LossOptions
 ) -> Prepared:
-    """Targets and options → coefficients, in the dtype of the loss."""
-    c = None if class_weights is None else class_weights.astype(dtype)
-    own = class_weight(t, c, kept, mask)
-    w = only(kept, None if row_weights is None else row_weights.astype(dtype))
-    by = coefficients(
-        t,
-        mask=mask,
-        classes=classes,
-        row_weights=w,
-        class_weight=own,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        dtype=dtype,
+    """Turn checked inputs and options into coefficients, in the dtype of the loss."""
+    cast = lambda x: None if x is None else x.astype(dtype)  # noqa: E731
+    w = cast(rows.row_weights)
+    rows = rows._replace(
+        class_weights=cast(rows.class_weights),
+        row_weights=None if w is None else zero_unless(rows.row_mask, w),
     )
-    rows = t.shape if is_labels(t) else t.shape[:-1]
-    weights = row_weight(rows, kept, w, own, dtype)
+    own = class_weight(rows)
+    by = _coefficients(rows, options, classes, own, dtype)
+    t = rows.targets
+    shape = t.shape if is_labels(t) else t.shape[:-1]
+    weights = row_weight(shape, rows.row_mask, rows.row_weights, own, dtype)
     if is_labels(t):
         y = narrow(t, classes)
-        _check.traced_labels(fn, t, y, kept, classes)
-        t = y
-    options = row_terms.TermOptions(
-        softcap=logit_softcap, lse=by.square is not None, smooth_loss=by.smooth_loss is not None
+        _check.traced_labels(fn, t, y, rows.row_mask, classes)
+        rows = rows._replace(targets=y)
+    terms = TermOptions(
+        softcap=options.logit_softcap,
+        lse=by.square is not None,
+        smooth_loss=by.smooth_loss is not None,
     )
-    return Prepared(options, t, c, by, weights)
+    return Prepared(terms, rows, by, weights)
 
 
 def weighted_rows(
-    numbers: Callable[..., row_terms.RowTerms],
-    fn: str,
-    z: Logits,
-    t: Targets,
-    kept: RowMask | None,
-    mask: ClassMask | None,
-    class_weights: ClassWeights | None,
-    row_weights: PerRow | None,
-    **options: Any,
+    terms: Callable[..., RowTerms], fn: str, z: Logits, rows: RowInputs, options: LossOptions
 ) -> tuple[PerRow, PerRow]:
-    """Each row's loss and its weight in a mean, from an attachment of the row formula."""
-    dtype = loss_dtype(z.dtype)
-    prepared = prepare(fn, dtype, z.shape[-1], t, kept, mask, class_weights, row_weights, **options)
-    arguments = vary_alike(z, prepared.targets, prepared.class_weights, mask, kept)
-    return combine_terms(prepared.by, *numbers(prepared.options, *arguments)), prepared.weights
+    """Compute each row's loss and weight, by `row_terms` or `training_row_terms`."""
+    prepared = prepare(fn, loss_dtype(z.dtype), z.shape[-1], rows, options)
+    t, kept, mask, c, _ = prepared.rows
+    row = terms(prepared.options, *vary_alike(z, t, c, mask, kept))
+    return combine_terms(prepared.by, row), prepared.weights

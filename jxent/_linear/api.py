@@ -1,9 +1,9 @@
-"""Losses of a projection whose logits are never stored."""
+"""Losses and numbers of a projection whose logits are never stored: what people call."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,34 +14,19 @@ from jxent import _check
 from jxent._compat import vary_alike
 from jxent._core.row_terms import TermOptions
 from jxent._core.targets import kept_rows, narrow
-from jxent._core.weighting import denominator, divide, prepare, reduce, sum_over_devices
-from jxent._linear import reference, tokens, vocab
-from jxent._linear.projection import (
-    Bias,
-    Head,
-    Layout,
-    LinearOptions,
-    classes_axis,
-    dtype_of,
-    pad_classes,
-)
-from jxent._linear.tiling import default_tile_size
-from jxent._typing import (
-    ArrayLike,
-    AxisNames,
-    ClassWeights,
-    Labels,
-    PerRow,
+from jxent._core.weighting import (
+    LossOptions,
     Reduction,
-    RowMask,
-    Scalar,
+    RowInputs,
+    loss_options,
+    prepare,
+    reduction_options,
 )
-
-_WAYS: dict[str, Callable[..., jax.Array]] = {
-    "tokens": tokens.run,
-    "vocab": vocab.run,
-    "reference": reference.run,
-}
+from jxent._linear import vocab
+from jxent._linear.implementations import IMPLEMENTATIONS, run
+from jxent._linear.projection import Layout, Projection, Static, pad_classes
+from jxent._linear.row_loss import CrossEntropyRows, Operands, RowReduction
+from jxent._typing import ArrayLike, AxisNames, Labels, PerRow, ReductionKind, RowMask
 
 
 def linear_cross_entropy(
@@ -58,14 +43,14 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
-    reduction: Reduction = "mean",
+    reduction: ReductionKind = "mean",
     normalizer: ArrayLike | None = None,
     axis_name: AxisNames | None = None,
     implementation: str | None = None,
     chunk_size: int | None = None,
     precision: Any = None,
 ) -> jax.Array:
-    r"""`cross_entropy(hidden @ head + bias, labels, ...)` without ever storing the logits.
+    r"""Compute `cross_entropy(hidden @ head + bias, labels, ...)` without storing the logits.
 
         z    = hidden·head + bias                  loss: as `cross_entropy` of z, every option
         ∂/∂hidden = dz·headᵀ        ∂/∂head = hiddenᵀ·dz        ∂/∂bias = Σ_rows dz
@@ -136,118 +121,79 @@ def linear_cross_entropy(
       loss.
     """
     fn = "linear_cross_entropy"
+    p = _projection(fn, hidden, head, bias, head_layout)
+    y, kept = _labels(fn, labels, p, where, ignore_index)
+    rows = RowInputs(
+        y,
+        kept,
+        class_weights=_check.weights(fn, "class_weights", class_weights, (p.classes,)),
+        row_weights=_check.weights(fn, "row_weights", row_weights, y.shape),
+    )
+    options = loss_options(fn, label_smoothing, z_loss, logit_softcap)
+    how = reduction_options(fn, reduction, normalizer, axis_name)
+    choice = Choice(
+        _check.implementation(fn, implementation, reduction),
+        _check.chunk_size(fn, chunk_size),
+        precision,
+    )
+    with _check.reverse_only(fn, "implementation='reference'"):
+        return _linear_cross_entropy(p, rows, how, options=options, choice=choice)
+
+
+class Choice(NamedTuple):
+    """How to compute a linear function: static."""
+
+    implementation: str
+    chunk_size: int | None
+    precision: Any
+
+
+def _projection(
+    fn: str, hidden: ArrayLike, head: ArrayLike, bias: ArrayLike | None, layout: Layout
+) -> Projection:
+    """Check the operands of a projection."""
     h = _check.hidden(fn, hidden)
-    w = _check.head(fn, head, head_layout, h)
-    rows, classes = h.shape[:-1], w.shape[classes_axis(head_layout)]
+    p = Projection(h, _check.head(fn, head, layout, h), None, layout)
+    return replace(p, bias=_check.bias(fn, bias, p.classes))
+
+
+def _labels(
+    fn: str, labels: ArrayLike, p: Projection, where: ArrayLike | None, ignore_index: int | None
+) -> tuple[Labels, RowMask | None]:
+    """Check one label a row, and which rows are kept."""
+    rows = p.hidden.shape[:-1]
     y = _check.labels(fn, labels, rows)
     where_rows = _check.rows_kept(fn, where, rows, "a bias")
     kept = kept_rows(y, where_rows, _check.ignore_index(fn, ignore_index, labelled=True))
-    _check.label_values(fn, labels, classes, kept)
-    reduction = _check.reduction(fn, reduction, normalizer=normalizer, axis_name=axis_name)
-    run = partial(
-        _linear_cross_entropy,
-        h,
-        w,
-        y,
-        _check.bias(fn, bias, classes),
-        kept,
-        _check.weights(fn, "class_weights", class_weights, (classes,)),
-        _check.weights(fn, "row_weights", row_weights, rows),
-        _check.weights(fn, "normalizer", normalizer, ()),
-        head_layout=head_layout,
-        label_smoothing=_check.fraction(fn, "label_smoothing", label_smoothing),
-        z_loss=_check.not_negative(fn, "z_loss", z_loss),
-        logit_softcap=_check.softcap(fn, logit_softcap),
-        reduction=reduction,
-        axis_name=axis_name,
-        way=_check.implementation(fn, implementation, reduction),
-        chunk_size=_check.chunk_size(fn, chunk_size),
-        precision=precision,
-    )
-    with _check.reverse_only(fn, "implementation='reference'"):
-        return run()
+    _check.label_values(fn, labels, p.classes, kept)
+    return y, kept
 
 
-_OPTIONS = ("head_layout", "logit_softcap", "chunk_size", "precision")
-
-
-@partial(
-    jax.jit,
-    static_argnames=(*_OPTIONS, "label_smoothing", "z_loss", "reduction", "axis_name", "way"),
-    inline=True,
-)
+@partial(jax.jit, static_argnames=("options", "choice"), inline=True)
 def _linear_cross_entropy(
-    h: jax.Array,
-    w: Head,
-    t: Labels,
-    b: Bias | None,
-    kept: RowMask | None,
-    class_weights: ClassWeights | None,
-    row_weights: PerRow | None,
-    normalizer: Scalar | None,
-    *,
-    head_layout: Layout,
-    label_smoothing: float,
-    z_loss: float,
-    logit_softcap: float | None,
-    reduction: Reduction,
-    axis_name: AxisNames | None,
-    way: str,
-    chunk_size: int | None,
-    precision: Any,
+    p: Projection, rows: RowInputs, reduction: Reduction, *, options: LossOptions, choice: Choice
 ) -> jax.Array:
-    rows, dtype = h.shape[:-1], dtype_of(h, w, b)
-    classes = w.shape[classes_axis(head_layout)]
-    prepared = prepare(
-        "linear_cross_entropy",
-        dtype,
-        classes,
-        t,
-        kept,
-        None,
-        class_weights,
-        row_weights,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        logit_softcap=logit_softcap,
-    )
-    y, kept = jax.tree.map(jnp.ravel, (prepared.targets, kept))
-    each_row = lambda x: jnp.broadcast_to(jnp.asarray(x, dtype), rows).ravel()  # noqa: E731
-    by, c = (
-        jax.tree.map(each_row, prepared.by),
-        prepared.class_weights if prepared.options.smooth_loss else None,
-    )
-    summed = way == "tokens"
-    if summed and reduction == "mean":
-        # Before the sum and not after it, so that a slope of 1 leaves the gradients as they are.
-        by = jax.tree.map(
-            partial(divide, by=denominator(prepared.weights, normalizer, axis_name)), by
-        )
-    if way != "reference":
-        w, b = pad_classes(head_layout, w, b)
-    made = w.shape[classes_axis(head_layout)]
-    if made > classes and prepared.options.smooth_loss:
-        c = jnp.pad(jnp.ones(classes, dtype) if c is None else c, (0, made - classes))
-    default = (
-        default_tile_size("classes", y.size) if way == "vocab" else default_tile_size("rows", made)
-    )
-    static = LinearOptions(head_layout, precision, chunk_size or default, prepared.options)
-    hidden = h.reshape(math.prod(rows), h.shape[-1])
-    if any(isinstance(x, jax.Array) for x in prepared.by) or normalizer is not None:
-        # A row of weight 0 with ∞ in it is dropped: a slope of 0 times ∞ would be NaN in dhead.
-        counts = jnp.any(jnp.stack([x != 0 for x in by if x is not None]), axis=0)
-        counts = counts | jnp.all(jnp.isfinite(hidden), axis=-1)
-        kept = counts if kept is None else kept & counts
-    operands = vary_alike(hidden, w, b, y, c, kept, *by)
-    losses = _WAYS[way](static, *operands[:6], type(by)(*operands[6:]))
-    if summed:
-        return sum_over_devices(losses, axis_name)
-    return reduce(
-        losses.reshape(rows),
-        prepared.weights,
-        reduction=reduction,
-        normalizer=normalizer,
-        axis_name=axis_name,
+    shape, classes, dtype = p.hidden.shape[:-1], p.classes, p.dtype
+    implementation = IMPLEMENTATIONS[choice.implementation]
+    prepared = prepare("linear_cross_entropy", dtype, classes, rows, options)
+    by = jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x, dtype), shape), prepared.by)
+    c = prepared.rows.class_weights if prepared.options.smooth_loss else None
+    if implementation.pads_classes:
+        p = pad_classes(p)
+    if p.classes > classes and prepared.options.smooth_loss:
+        c = jnp.pad(jnp.ones(classes, dtype) if c is None else c, (0, p.classes - classes))
+    size = choice.chunk_size or implementation.tile_size(math.prod(shape), p.classes)
+    weighted = any(isinstance(x, jax.Array) for x in prepared.by)
+    return run(
+        implementation,
+        Static(choice.precision, size),
+        CrossEntropyRows(prepared.options),
+        Operands((p,), c, by),
+        prepared.rows.targets,
+        prepared.rows.row_mask,
+        RowReduction(
+            reduction, prepared.weights, may_be_zero=weighted or reduction.normalizer is not None
+        ),
     )
 
 
@@ -271,7 +217,7 @@ def linear_log_probs(
     chunk_size: int | None = None,
     precision: Any = None,
 ) -> LogProbs:
-    """Each label's log-probability and each row's entropy, the logits never stored.
+    """Compute each label's log-probability and each row's entropy, logits never stored.
 
         z = hidden·head + bias        log p_y = z_y − lse        H = −Σ_v p_v log p_v
         ∂log p_y/∂z = e_y − p                                    ∂H/∂z_v = −p_v (log p_v + H)
@@ -314,28 +260,12 @@ def linear_log_probs(
       Gradient-Following Algorithms* (1992), for what is done with both.
     """
     fn = "linear_log_probs"
-    h = _check.hidden(fn, hidden)
-    w = _check.head(fn, head, head_layout, h)
-    rows, classes = h.shape[:-1], w.shape[classes_axis(head_layout)]
-    y = _check.labels(fn, labels, rows)
-    where_rows = _check.rows_kept(fn, where, rows, "a bias")
-    kept = kept_rows(y, where_rows, _check.ignore_index(fn, ignore_index, labelled=True))
-    _check.label_values(fn, labels, classes, kept)
-    run = partial(
-        _linear_rows,
-        fn,
-        h,
-        w,
-        y,
-        _check.bias(fn, bias, classes),
-        kept,
-        head_layout=head_layout,
-        logit_softcap=_check.softcap(fn, logit_softcap),
-        chunk_size=_check.chunk_size(fn, chunk_size),
-        precision=precision,
-    )
+    p = _projection(fn, hidden, head, bias, head_layout)
+    y, kept = _labels(fn, labels, p, where, ignore_index)
+    choice = Choice("vocab", _check.chunk_size(fn, chunk_size), precision)
+    cap = _check.softcap(fn, logit_softcap)
     with _check.reverse_only(fn, "the row losses on stored logits"):
-        row = run()
+        row = _linear_rows(fn, p, y, kept, logit_softcap=cap, choice=choice)
     assert row.entropy is not None
     return LogProbs(-row.nll, row.entropy)
 
@@ -357,7 +287,7 @@ def linear_predictions(
     chunk_size: int | None = None,
     precision: Any = None,
 ) -> Predictions:
-    """The most probable class of each row and its log-probability, the logits never stored.
+    """Find the most probable class of each row and its log-probability, logits never stored.
 
         z = hidden·head + bias        label = argmax_v z_v        log p = −log1p(S)
 
@@ -395,53 +325,37 @@ def linear_predictions(
       Goodfellow, Bengio, Courville, *Deep Learning* (2016), §6.2.2.
     """
     fn = "linear_predictions"
-    h = _check.hidden(fn, hidden)
-    w = _check.head(fn, head, head_layout, h)
-    run = partial(
-        _linear_rows,
-        fn,
-        h,
-        w,
-        None,
-        _check.bias(fn, bias, w.shape[classes_axis(head_layout)]),
-        None,
-        head_layout=head_layout,
-        logit_softcap=_check.softcap(fn, logit_softcap),
-        chunk_size=_check.chunk_size(fn, chunk_size),
-        precision=precision,
-    )
+    p = _projection(fn, hidden, head, bias, head_layout)
+    choice = Choice("vocab", _check.chunk_size(fn, chunk_size), precision)
+    cap = _check.softcap(fn, logit_softcap)
     with _check.reverse_only(fn, "the row losses on stored logits"):
-        row = run()
+        row = _linear_rows(fn, p, None, None, logit_softcap=cap, choice=choice)
     return Predictions(row.label, -row.nll)
 
 
-@partial(jax.jit, static_argnames=("fn", *_OPTIONS), inline=True)
+@partial(jax.jit, static_argnames=("fn", "logit_softcap", "choice"), inline=True)
 def _linear_rows(
     fn: str,
-    h: jax.Array,
-    w: Head,
+    p: Projection,
     y: Labels | None,
-    b: Bias | None,
     kept: RowMask | None,
     *,
-    head_layout: Layout,
     logit_softcap: float | None,
-    chunk_size: int | None,
-    precision: Any,
+    choice: Choice,
 ) -> vocab.VocabTerms:
-    """The numbers of each row; the entropy too when there are labels."""
-    rows, classes = h.shape[:-1], w.shape[classes_axis(head_layout)]
+    """Compute the terms of each row, the entropy too when there are labels."""
+    shape = p.hidden.shape[:-1]
     narrowed = None
     if y is not None:
-        narrowed = narrow(y, classes)
-        _check.traced_labels(fn, y, narrowed, kept, classes)
+        narrowed = narrow(y, p.classes)
+        _check.traced_labels(fn, y, narrowed, kept, p.classes)
+    n = math.prod(shape)
+    size = choice.chunk_size or IMPLEMENTATIONS["vocab"].tile_size(n, p.classes)
+    terms = TermOptions(softcap=logit_softcap, lse=True)
+    options = vocab.VocabOptions(Static(choice.precision, size), terms, entropy=y is not None)
+    p = pad_classes(replace(p, hidden=p.hidden.reshape(n, p.hidden.shape[-1])))
     narrowed, kept = jax.tree.map(jnp.ravel, (narrowed, kept))
-    hidden = h.reshape(math.prod(rows), h.shape[-1])
-    size = chunk_size or default_tile_size("classes", hidden.shape[0])
-    static = LinearOptions(
-        head_layout, precision, size, TermOptions(softcap=logit_softcap, lse=True)
-    )
-    w, b = pad_classes(head_layout, w, b)
-    h_, w_, b_, y_, kept_ = vary_alike(hidden, w, b, narrowed, kept)
-    row = vocab.vocab_terms(static, y is not None, h_, w_, b_, y_, None, kept_)
-    return jax.tree.map(lambda x: x.reshape(rows), row)
+    leaves, structure = jax.tree.flatten((p, narrowed, kept))
+    p, narrowed, kept = jax.tree.unflatten(structure, vary_alike(*leaves))
+    row = vocab.vocab_terms(options, p, narrowed, None, kept)
+    return jax.tree.map(lambda x: x.reshape(shape), row)

@@ -2,18 +2,26 @@
 
     z_k = h_k·w_k + b_k        dh_k of a chunk = dz_k·w_kᵀ        dw_k = Σ_chunks h_kᵀ·dz_k
 
-A chunk is the dense loss and its own rule, on logits that are dropped after it.  There are two
-sums to be had of it:
+A chunk is the dense loss and its own rule, on logits that are dropped after it.  Two functions:
 
-    total      Σ_rows loss.  It has one cotangent, which multiplies afterwards the gradients that
-               were computed beside the loss: no logit is computed twice.  Kept: the gradients.
-    each_row   each row's loss.  The gradients wait for the cotangents, and the logits are computed
-               again.  Kept: the arguments and the losses.
+    sum_of_rows  Σ_rows loss.  The sum has one cotangent g, and every gradient is linear in it:
 
-Only the products that are asked for are done.
+                     ∂(g Σ loss)/∂x = g · ∂(Σ loss)/∂x
+
+                 so the forward rule computes the gradients beside the loss, for g = 1, and the
+                 backward rule multiplies them by g: no logit is computed twice.
+                 Residuals: the gradients.
+    each_row     Each row's loss.  Row r's cotangent g_r is not known before the backward pass,
+                 which computes the logits again and differentiates Σ_r g_r loss_r.
+                 Residuals: the arguments and the losses.
+
+Only the products whose gradients are wanted are computed.
 """
 
-from collections.abc import Callable, Iterable
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,126 +37,106 @@ from jxent._core.needs_grad import (
     symbolic_zero,
     types_of,
 )
-from jxent._core.safe_math import multiply_no_nan
+from jxent._core.safe_math import multiply_no_nan, zero_unless
 from jxent._linear.projection import (
-    LinearOptions,
-    dtype_of,
+    Projection,
+    Static,
     head_gradient,
     hidden_gradient,
     project,
     scale_to_half,
-    selected,
+    widest_dtype,
 )
+from jxent._linear.row_loss import Operands, RowLoss, Zs
 from jxent._linear.tiling import Index, Tiles, split_axis
 from jxent._typing import Logits, PerRow, RowMask, Scalar
 
-Zs = tuple[Logits, ...]
-# (logits of each projection, shared, each, rows, kept) → the losses of some rows
-RowLoss = Callable[[Zs, Any, Any, Any, RowMask | None], PerRow]
-
-
-class Projection(NamedTuple):
-    """Hidden states [N, D], a head, a bias or None; or their slopes, None where nobody asked."""
-
-    h: Any
-    w: Any
-    b: Any
-
-
-class Operands(NamedTuple):
-    """What is differentiated: projections, numbers for all rows, and arrays [N] of numbers."""
-
-    projections: tuple[Projection, ...]
-    shared: Any
-    each: Any
-
 
 def _fields(operands: Operands) -> tuple[Any, ...]:
-    """Its arguments one by one."""
-    return (*(x for p in operands.projections for x in p), operands.shared, operands.each)
+    """List the arguments of which a gradient may be wanted, one by one."""
+    of_projections = (x for p in operands.projections for x in (p.hidden, p.head, p.bias))
+    return (*of_projections, operands.shared, operands.each)
 
 
-def _operands(fields: Iterable[Any]) -> Operands:
+def _with_fields(like: Operands, fields: Iterable[Any]) -> Operands:
+    """Put such a list back into the structure of `like`."""
     *of_projections, shared, each = fields
     triples = (of_projections[k : k + 3] for k in range(0, len(of_projections), 3))
-    return Operands(tuple(Projection(*triple) for triple in triples), shared, each)
+    pairs = zip(triples, like.projections, strict=True)
+    projections = tuple(Projection(h, w, b, p.layout) for (h, w, b), p in pairs)
+    return Operands(projections, shared, each)
 
 
 class _Chunk(NamedTuple):
-    """One chunk of the rows."""
+    """Some of the rows: their projections and what belongs to them."""
 
-    hs: tuple[Array, ...]
-    zs: Zs
+    projections: tuple[Projection, ...]
     each: Any
-    rows: Any
+    labels: Any
     kept: RowMask | None
 
 
-def _row_tiles(statics: tuple[LinearOptions, ...], operands: Operands) -> Tiles:
-    return split_axis(operands.projections[0].h.shape[0], statics[0].size)
+def _row_tiles(static: Static, operands: Operands) -> Tiles:
+    return split_axis(operands.projections[0].hidden.shape[0], static.tile_size)
 
 
-def _chunk(
-    statics: tuple[LinearOptions, ...],
-    operands: Operands,
-    rows: Any,
-    kept: RowMask | None,
-    i: Index,
-) -> _Chunk:
-    tiles = _row_tiles(statics, operands)
-    own, keep = tiles.owns(i), None if kept is None else tiles.take(kept, i)
-    keep = own if keep is None else keep if own is None else keep & own
-    rows_i, each_i = jax.tree.map(lambda x: tiles.take(x, i), (rows, operands.each))
-    hs = tuple(selected(keep, tiles.take(p.h, i)) for p in operands.projections)
-    triples = zip(statics, hs, operands.projections, strict=True)
-    zs = tuple(project(static, h, p.w, p.b) for static, h, p in triples)
-    return _Chunk(hs, zs, each_i, rows_i, keep)
+def _chunk(tiles: Tiles, operands: Operands, labels: Any, kept: RowMask | None, i: Index) -> _Chunk:
+    """Slice chunk i; rows that another chunk owns, and dropped ones, have hidden states of 0."""
+    own, kept = tiles.owns(i), None if kept is None else tiles.take(kept, i)
+    kept = own if kept is None else kept if own is None else kept & own
+    labels_i, each_i = jax.tree.map(lambda x: tiles.take(x, i), (labels, operands.each))
+    projections = tuple(
+        replace(p, hidden=zero_unless(kept, tiles.take(p.hidden, i))) for p in operands.projections
+    )
+    return _Chunk(projections, each_i, labels_i, kept)
 
 
-def _chunk_dtype(operands: Operands) -> jnp.dtype:
-    return dtype_of(*jax.tree.leaves(operands.projections))
+def _logits(static: Static, chunk: _Chunk) -> Zs:
+    return tuple(project(static, p) for p in chunk.projections)
+
+
+def _loss_dtype(operands: Operands) -> jnp.dtype:
+    return widest_dtype(*jax.tree.leaves(operands.projections))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def sum_of_rows(
-    loss: RowLoss,
-    statics: tuple[LinearOptions, ...],
-    operands: Operands,
-    rows: Any,
-    kept: RowMask | None,
+    loss: RowLoss, static: Static, operands: Operands, labels: Any, kept: RowMask | None
 ) -> Scalar:
-    """The sum of the rows' losses."""
-    none_wanted = (False,) * len(_fields(operands))
-    return _scan_chunks(loss, statics, none_wanted, operands, rows, kept, None)[0]
+    """Compute the sum of the rows' losses."""
+    wanted = (False,) * len(_fields(operands))
+    return _sum_and_gradients(loss, static, wanted, operands, labels, kept, None)[0]
 
 
-def _scan_chunks(
+def _sum_and_gradients(
     loss: RowLoss,
-    statics: tuple[LinearOptions, ...],
+    static: Static,
     wanted: tuple[bool, ...],
     operands: Operands,
-    rows: Any,
+    labels: Any,
     kept: RowMask | None,
     g: PerRow | None,
 ) -> tuple[Scalar, Operands]:
-    """Σ_rows g loss, and the slopes that are asked for; g is 1 without."""
-    dtype, tiles = _chunk_dtype(operands), _row_tiles(statics, operands)
+    """Compute Σ_rows g loss (g = 1 if None), and the gradients that are wanted."""
+    dtype, tiles = _loss_dtype(operands), _row_tiles(static, operands)
 
-    def chunk(carry: tuple[Scalar, Operands], i: Index) -> tuple[Scalar, Operands]:
+    def add_chunk(carry: tuple[Scalar, Operands], i: Index) -> tuple[Scalar, Operands]:
         value, gradients = carry
-        part = _chunk(statics, operands, rows, kept, i)
+        chunk = _chunk(tiles, operands, labels, kept, i)
         g_i = None if g is None else tiles.take(g, i)
 
-        def summed(zs: Zs, shared: Any, each: Any) -> Scalar:
-            losses = loss(zs, shared, each, part.rows, part.kept)
+        def total(zs: Zs, shared: Any, each: Any) -> Scalar:
+            losses = loss(zs, shared, each, chunk.labels, chunk.kept)
             return jnp.sum(losses if g_i is None else multiply_no_nan(g_i, losses))
 
+        zs = _logits(static, chunk)
         if not any(wanted):
-            return value + summed(part.zs, operands.shared, part.each), gradients
-        more, pull = jax.vjp(summed, part.zs, operands.shared, part.each)
+            return value + total(zs, operands.shared, chunk.each), gradients
+        more, pull = jax.vjp(total, zs, operands.shared, chunk.each)
         dzs, dshared, deach = pull(jnp.ones_like(more))
-        every = zip(statics, gradients.projections, operands.projections, part.hs, dzs, strict=True)
-        projections = tuple(_accumulate(tiles, i, dtype, *each) for each in every)
+        triples = zip(gradients.projections, chunk.projections, dzs, strict=True)
+        add = partial(_add_gradients, static, tiles, i, dtype)
+        projections = tuple(add(*triple) for triple in triples)
         shared, each = gradients.shared, gradients.each
         if shared is not None:
             shared = jax.tree.map(jnp.add, shared, dshared)
@@ -157,72 +145,73 @@ def _scan_chunks(
         return value + more, Operands(projections, shared, each)
 
     fields = zip(_fields(operands), wanted, strict=True)
-    zeros = _operands(_zeros(field, dtype) if wanted else None for field, wanted in fields)
-    like = operands.projections[0].h
-    return tiles.scan(chunk, (jnp.zeros((), dtype), zeros), like=like)
+    zeros = _with_fields(operands, (_zeros(x, dtype) if w else None for x, w in fields))
+    like = operands.projections[0].hidden
+    return tiles.scan(add_chunk, (jnp.zeros((), dtype), zeros), like=like)
 
 
 def _zeros(field: Any, dtype: jnp.dtype) -> Any:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), field)
 
 
-def _accumulate(
+def _add_gradients(
+    static: Static,
     tiles: Tiles,
     i: Index,
     dtype: jnp.dtype,
-    static: LinearOptions,
     gradients: Projection,
-    given: Projection,
-    h_i: Array,
+    chunk: Projection,
     dz: Logits,
 ) -> Projection:
-    """The slopes of a projection with those of a chunk."""
-    dh, dw, db = gradients
-    narrow = scale_to_half(dz, given.h, given.w)
+    """Add a chunk's gradients to those of a projection."""
+    dh, dw, db = gradients.hidden, gradients.head, gradients.bias
+    by = scale_to_half(dz, chunk)
     if dh is not None:
-        dh = tiles.put(dh, hidden_gradient(static, narrow, given.w, dtype), i)
+        dh = tiles.put(dh, hidden_gradient(static, by, chunk, dtype), i)
     if dw is not None:
-        dw = dw + head_gradient(static, h_i, narrow, dtype)
+        dw = dw + head_gradient(static, by, chunk, dtype)
     if db is not None:
         db = db + jnp.sum(dz, axis=0, dtype=dtype)
-    return Projection(dh, dw, db)
+    return Projection(dh, dw, db, chunk.layout)
 
 
-def _values_and_needs(operands: Operands) -> tuple[Operands, tuple[bool, ...]]:
-    """The values of what a forward rule with symbolic zeros is given, and which are asked for."""
-    return jax.tree.map(lambda x: x.value, operands), tuple(map(needs_grad, _fields(operands)))
+def _values(tree: Any) -> Any:
+    """Take the values of what a forward rule with symbolic zeros is given."""
+    return jax.tree.map(lambda x: x.value, tree)
 
 
 def _scaled_gradients(gradients: Operands, types: Types, g: Scalar | None) -> Operands:
-    """The slopes times g, each in the dtype of what it is for."""
+    """Multiply gradients by g, and cast each to the dtype of what it belongs to."""
     leaves, structure = jax.tree.flatten(gradients)
 
-    def back(gradient: Array, like: Any) -> Any:
-        if gradient.dtype == bool:
+    def scaled(gradient: Array, like: Any) -> Any:
+        if gradient.dtype == bool:  # `_encode_structure`: not wanted
             return symbolic_zero(like)
         return (gradient if g is None else g * gradient).astype(like.dtype)
 
-    found = [back(gradient, like) for gradient, like in zip(leaves, types.leaves, strict=True)]
+    found = [scaled(gradient, like) for gradient, like in zip(leaves, types.leaves, strict=True)]
     return jax.tree.unflatten(structure, found)
 
 
 def _encode_structure(gradients: Operands, operands: Operands) -> Operands:
-    """One structure whatever is asked: an empty array where it is not."""
+    """Give gradients one structure whatever is wanted: an empty array where one is not."""
     pairs = zip(_fields(gradients), _fields(operands), strict=True)
-    return _operands(
-        jax.tree.map(lambda _: encode_flag(False), x) if s is None else s for s, x in pairs
+    encoded = (
+        jax.tree.map(lambda _: encode_flag(False), x) if gradient is None else gradient
+        for gradient, x in pairs
     )
+    return _with_fields(operands, encoded)
 
 
-def _sum_of_rows_fwd(loss, statics, operands, rows, kept):
-    operands, wanted = _values_and_needs(operands)
-    rows, kept = jax.tree.map(lambda x: x.value, (rows, kept))
-    value, gradients = _scan_chunks(loss, statics, wanted, operands, rows, kept, None)
+def _sum_of_rows_fwd(loss, static, operands, labels, kept):
+    wanted = tuple(map(needs_grad, _fields(operands)))
+    operands, labels, kept = map(_values, (operands, labels, kept))
+    value, gradients = _sum_and_gradients(loss, static, wanted, operands, labels, kept, None)
     return value, (_encode_structure(gradients, operands), types_of(operands))
 
 
-def _sum_of_rows_bwd(loss, statics, saved, g):
-    gradients, types = saved
+def _sum_of_rows_bwd(loss, static, residuals, g):
+    gradients, types = residuals
     return _scaled_gradients(gradients, types, g), None, None
 
 
@@ -231,52 +220,42 @@ sum_of_rows.defvjp(_sum_of_rows_fwd, _sum_of_rows_bwd, symbolic_zeros=True)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def each_row(
-    loss: RowLoss,
-    statics: tuple[LinearOptions, ...],
-    operands: Operands,
-    rows: Any,
-    kept: RowMask | None,
+    loss: RowLoss, static: Static, operands: Operands, labels: Any, kept: RowMask | None
 ) -> PerRow:
-    """Each row's loss."""
-    return _row_losses(loss, statics, operands, rows, kept)
+    """Compute each row's loss."""
+    return _losses(loss, static, operands, labels, kept)
 
 
-def _row_losses(
-    loss: RowLoss,
-    statics: tuple[LinearOptions, ...],
-    operands: Operands,
-    rows: Any,
-    kept: RowMask | None,
+def _losses(
+    loss: RowLoss, static: Static, operands: Operands, labels: Any, kept: RowMask | None
 ) -> PerRow:
-    tiles, h = _row_tiles(statics, operands), operands.projections[0].h
+    tiles, h = _row_tiles(static, operands), operands.projections[0].hidden
 
-    def chunk(losses: PerRow, i: Index) -> PerRow:
-        part = _chunk(statics, operands, rows, kept, i)
-        found = loss(part.zs, operands.shared, part.each, part.rows, part.kept)
+    def put_chunk(losses: PerRow, i: Index) -> PerRow:
+        chunk = _chunk(tiles, operands, labels, kept, i)
+        zs = _logits(static, chunk)
+        found = loss(zs, operands.shared, chunk.each, chunk.labels, chunk.kept)
         return tiles.put(losses, found, i)
 
-    return tiles.scan(chunk, jnp.zeros(h.shape[0], _chunk_dtype(operands)), like=h)
+    return tiles.scan(put_chunk, jnp.zeros(h.shape[0], _loss_dtype(operands)), like=h)
 
 
-def _each_row_fwd(loss, statics, operands, rows, kept):
-    operands, wanted = _values_and_needs(operands)
-    rows, kept = jax.tree.map(lambda x: x.value, (rows, kept))
-    losses = _row_losses(loss, statics, operands, rows, kept)
-    return losses, (operands, rows, kept, losses, tuple(map(encode_flag, wanted)))
+def _each_row_fwd(loss, static, operands, labels, kept):
+    flags = tuple(encode_flag(needs_grad(x)) for x in _fields(operands))
+    operands, labels, kept = map(_values, (operands, labels, kept))
+    losses = _losses(loss, static, operands, labels, kept)
+    return losses, (operands, labels, kept, losses, flags)
 
 
-def _each_row_bwd(loss, statics, saved, g):
-    operands, rows, kept, losses, flags = saved
-    # A row at fault that weighs nothing passes nothing back: 0·NaN would be NaN in the head.
+def _each_row_bwd(loss, static, residuals, g):
+    operands, labels, kept, losses, flags = residuals
+    # An invalid row without a cotangent passes nothing back: 0·NaN would be NaN in the head.
     active = (g != 0) | jnp.isfinite(losses)
     active = active if kept is None else active & kept
     wanted = tuple(map(decode_flag, flags))
-    _, gradients = _scan_chunks(loss, statics, wanted, operands, rows, active, g)
-    return (
-        _scaled_gradients(_encode_structure(gradients, operands), types_of(operands), None),
-        None,
-        None,
-    )
+    _, gradients = _sum_and_gradients(loss, static, wanted, operands, labels, active, g)
+    types = types_of(operands)
+    return _scaled_gradients(_encode_structure(gradients, operands), types, None), None, None
 
 
 each_row.defvjp(_each_row_fwd, _each_row_bwd, symbolic_zeros=True)

@@ -1,23 +1,24 @@
-"""From stored logits: plain `cross_entropy(hidden @ head + bias)`, in every mode of JAX."""
+"""Stored logits: plain `cross_entropy(hidden @ head + bias)`, in every mode of JAX.
 
+What the other implementations are tested against.
+"""
+
+from dataclasses import replace
 from functools import partial
 
-from jxent._core import row_terms
-from jxent._core.weighting import Coefficients, combine_terms
-from jxent._linear.projection import Bias, Head, Hidden, LinearOptions, project, selected
-from jxent._typing import ClassWeights, Labels, PerRow, RowMask
+from jxent._core.row_terms import rematerialized, row_terms
+from jxent._core.safe_math import zero_unless
+from jxent._core.weighting import combine_terms
+from jxent._linear.projection import Static, project
+from jxent._linear.row_loss import CrossEntropyRows, Operands
+from jxent._typing import Labels, PerRow, RowMask
 
 
 def run(
-    static: LinearOptions,
-    h: Hidden,
-    w: Head,
-    b: Bias | None,
-    y: Labels,
-    c: ClassWeights | None,
-    kept: RowMask | None,
-    by: Coefficients,
+    loss: CrossEntropyRows, static: Static, operands: Operands, labels: Labels, kept: RowMask | None
 ) -> PerRow:
-    """Each row's loss."""
-    numbers = row_terms.rematerialized(partial(row_terms.row_terms, static.options))
-    return combine_terms(by, *numbers(project(static, selected(kept, h), w, b), y, c, None, kept))
+    """Compute each row's loss."""
+    (p,), c, by = operands
+    z = project(static, replace(p, hidden=zero_unless(kept, p.hidden)))
+    terms = rematerialized(partial(row_terms, loss.options))
+    return combine_terms(by, terms(z, labels, c, None, kept))

@@ -1,7 +1,7 @@
-"""An axis in pieces of one size, without padding: the first two overlap instead.
+"""An axis in tiles of one size, without padding: the first two overlap instead.
 
-Piece 0 owns only its first entries, and what it writes beyond them piece 1 writes again.  So every
-piece has one shape, one body is compiled, and nothing is copied to make room.
+Tile 0 owns only its first entries, and what it writes beyond them tile 1 writes again.  So every
+tile has one shape, one body is compiled, and nothing is copied to make room.
 """
 
 from collections.abc import Callable
@@ -34,13 +34,13 @@ def _on_cpu() -> bool:
 
 
 def default_tile_size(axis: Literal["rows", "classes"], other: int) -> int:
-    """The size of a piece of one axis of the logits, given the length of the other."""
+    """Choose the size of a tile of one axis of the logits, given the length of the other."""
     budget, least = _BUDGET[axis, "cpu" if _on_cpu() else "accelerator"]
     return max(least, budget // (4 * max(other, 1)))
 
 
 class Tiles(NamedTuple):
-    """`number` pieces of `size`, which together make `length`."""
+    """`number` tiles of `size`, which together cover `length`."""
 
     length: int
     number: int
@@ -48,25 +48,25 @@ class Tiles(NamedTuple):
 
     @property
     def first(self) -> int:
-        """How many entries piece 0 owns."""
+        """How many entries tile 0 owns."""
         return self.length - (self.number - 1) * self.size
 
     def start(self, i: Index) -> Index:
-        """Where piece i begins."""
+        """Compute where tile i begins."""
         return jnp.maximum(i * self.size - (self.size - self.first), 0)
 
     def owned(self, i: Index) -> Index:
-        """How many of its entries piece i owns."""
+        """Count the entries that tile i owns."""
         return jnp.where(i == 0, self.first, self.size)
 
     def owns(self, i: Index) -> Bool[Array, "size"] | None:
-        """Which entries of piece i are its own; None when all pieces own all."""
+        """Mark the entries that tile i owns; None when all tiles own all of theirs."""
         if self.first == self.size:
             return None
         return lax.iota(jnp.int32, self.size) < self.owned(i)
 
     def take(self, x: Shaped[Array, "..."], i: Index, axis: int = 0) -> Shaped[Array, "..."]:
-        """Piece i of x."""
+        """Slice tile i out of x."""
         if self.number == 1:
             return x
         return lax.dynamic_slice_in_dim(x, self.start(i), self.size, axis)
@@ -74,19 +74,19 @@ class Tiles(NamedTuple):
     def put(
         self, x: Shaped[Array, "..."], part: Shaped[Array, "..."], i: Index, axis: int = 0
     ) -> Shaped[Array, "..."]:
-        """x with piece i replaced."""
+        """Replace tile i of x."""
         if self.number == 1:
             return part
         return lax.dynamic_update_slice_in_dim(x, part, self.start(i), axis)
 
     def scan(self, body: Callable[[Carry, Index], Carry], carry: Carry, like: Array) -> Carry:
-        """Body after body over the pieces in order; a derivative computes each again.
+        """Fold `body` over the tiles in order; a derivative computes each again.
 
-        The carry is marked as varying over a mesh as `like` does, which it will once it is summed.
+        The carry is marked as varying over a mesh as `like` does: it will, after the first tile.
         """
         leaves, structure = jax.tree.flatten(carry)
         carry = jax.tree.unflatten(structure, vary_alike(like, *leaves)[1:])
-        # What a piece makes on its way is as large as what a cut is there to avoid.
+        # Saved, the intermediates of all tiles would be as large as what tiling avoids.
         rematerialized = jax.checkpoint(body, prevent_cse=self.number == 1)
         if self.number == 1:
             return rematerialized(carry, jnp.int32(0))
@@ -95,12 +95,12 @@ class Tiles(NamedTuple):
 
 
 def split_axis(length: int, size: int) -> Tiles:
-    """As few pieces as can be of at most `size`, all of one size.
+    """Split an axis into as few tiles as possible, all of one size of at most `size`.
 
-    On an accelerator a round one, unless another divides the length.
+    On an accelerator a multiple of 128, unless another size divides the length.
     """
-    count = max(1, -(-length // size))
-    least = -(-length // count)
-    round_ = -(-least // _ALIGNMENT) * _ALIGNMENT
-    rounds = length % count and round_ <= size and not _on_cpu()
-    return Tiles(length, count, round_ if rounds else least)
+    number = max(1, -(-length // size))
+    least = -(-length // number)
+    aligned = -(-least // _ALIGNMENT) * _ALIGNMENT
+    aligns = length % number and aligned <= size and not _on_cpu()
+    return Tiles(length, number, aligned if aligns else least)

@@ -1,17 +1,29 @@
-"""A block of classes at a time: each row's numbers online, logits computed again on the way back.
+"""A block of classes at a time: each row's terms online, logits computed again on the way back.
 
     forward     (m, S) ← merge((m, S), those of z = h·w_block)
     backward    dh ← dh + dz·w_blockᵀ        dw_block = hᵀ·dz
 
-Every row has a cotangent of its own, so the gradients wait for it: 8·N·V·D flops.  Kept between
-the passes: the arguments and a few numbers per row.
+Every row has its own cotangent, so the gradients wait for it: 8·N·V·D flops.  Residuals: the
+arguments and a few numbers per row.
 
-Two numbers more than those of the dense losses come out of the same pass: the largest logit's
-class, and the entropy of the row, from E = Σ_v exp(z_v − m)(m − z_v),
+Online.  A block that raises the maximum from m to m' moves what was summed so far.  With
+r = m' − m, the sums over the classes before, all relative to the maximum, become
+
+    Σ c_v (m' − z_v) = Σ c_v (m − z_v) + r Σ c_v
+    E' = Σ exp(z_v − m')(m' − z_v) = e^(−r) E + r e^(−r) (1 + S)
+
+Two terms more than those of the dense losses come out of the same pass: the largest logit's class,
+and the entropy of the row,
 
     H = Σ_v p_v nll_v = log1p(S) + E/(1 + S)        ∂H/∂z_v = p_v (nll_v − H)
+
+Backward.  p and nll of a block follow from its logits and the row's (m, S) alone, so dz is
+`log_softmax.derivative` block by block, where Σc, the sum over all classes, is passed as `total`.
 """
 
+from __future__ import annotations
+
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,36 +35,41 @@ from jax.custom_derivatives import SymbolicZero
 from jxent._core import log_softmax
 from jxent._core.log_softmax import Statistics, derivative, logsumexp
 from jxent._core.needs_grad import decode_flag, encode_flag, needs_grad, symbolic_zero
-from jxent._core.row_terms import apply_mask_and_softcap
-from jxent._core.safe_math import multiply_no_nan
+from jxent._core.row_terms import RowTerms, TermOptions, apply_mask_and_softcap
+from jxent._core.safe_math import multiply_no_nan, zero_unless
 from jxent._core.targets import at_label, is_label
-from jxent._core.weighting import Coefficients, combine_terms
+from jxent._core.weighting import combine_terms
 from jxent._linear.projection import (
-    Bias,
-    Head,
-    Hidden,
-    LinearOptions,
-    dtype_of,
+    Projection,
+    Static,
     head_gradient,
     hidden_gradient,
     project_rows,
     scale_to_half,
-    selected,
 )
+from jxent._linear.row_loss import CrossEntropyRows, Operands
 from jxent._linear.tiling import Index, Tiles, split_axis
 from jxent._typing import ClassWeights, Labels, Logits, PerRow, RowMask
 
 _LARGEST_GAP = 1e6
 
 
+class VocabOptions(NamedTuple):
+    """How products run, which terms are computed, and whether the entropy is one of them."""
+
+    static: Static
+    terms: TermOptions
+    entropy: bool
+
+
 class VocabTerms(NamedTuple):
-    """Each row's numbers, then what is not differentiated."""
+    """The terms of each row, then what is not differentiated."""
 
     nll: PerRow
     lse: PerRow
     smooth_loss: PerRow | None
     entropy: PerRow | None
-    label: Labels  # as given, or the class of the largest logit; −1 in rows at fault
+    label: Labels  # as given, or the class of the largest logit; −1 in invalid rows
     m: PerRow
     S: PerRow
 
@@ -72,181 +89,171 @@ class _Block(NamedTuple):
     """Some classes' part of the arguments."""
 
     start: Index
-    w: Head
-    b: Bias | None
+    projection: Projection
     y: Labels | None  # −1 where the label is not among them
     c: ClassWeights | None
 
 
-def _class_tiles(static: LinearOptions, w: Head) -> Tiles:
-    return split_axis(w.shape[static.classes_axis], static.size)
+def _class_tiles(static: Static, p: Projection) -> Tiles:
+    return split_axis(p.classes, static.tile_size)
 
 
-def _block(static: LinearOptions, i: Index, w, b, y, c, dtype) -> _Block:
-    """Piece i; classes that another piece owns are impossible here and weigh nothing."""
-    tiles = _class_tiles(static, w)
-    own, start = tiles.owns(i), tiles.start(i)
-    b_i = None if b is None else tiles.take(b, i)
+def _block(
+    options: VocabOptions, i: Index, p: Projection, y: Labels | None, c: ClassWeights | None
+) -> _Block:
+    """Slice block i; classes that another block owns are impossible here and weigh nothing."""
+    tiles = _class_tiles(options.static, p)
+    owned, start = tiles.owns(i), tiles.start(i)
+    b_i = None if p.bias is None else tiles.take(p.bias, i)
     c_i = y_i = None
-    if static.options.smooth_loss:
-        c_i = jnp.ones(tiles.size, dtype) if c is None else tiles.take(c, i)
+    if options.terms.smooth_loss:
+        c_i = jnp.ones(tiles.size, p.dtype) if c is None else tiles.take(c, i)
     if y is not None:
         at = y - start
         y_i = jnp.where((at >= 0) & (at < tiles.owned(i)), at, -1)
-    if own is not None:
-        b_i = jnp.where(own, jnp.zeros(tiles.size, dtype) if b_i is None else b_i, -jnp.inf)
-        c_i = None if c_i is None else jnp.where(own, c_i, 0)
-    return _Block(start, tiles.take(w, i, static.classes_axis), b_i, y_i, c_i)
+    if owned is not None:
+        b_i = jnp.where(owned, jnp.zeros(tiles.size, p.dtype) if b_i is None else b_i, -jnp.inf)
+        c_i = None if c_i is None else jnp.where(owned, c_i, 0)
+    head = tiles.take(p.head, i, p.classes_axis)
+    return _Block(start, replace(p, head=head, bias=b_i), y_i, c_i)
 
 
-def _update_state(seen: _OnlineState, z: Logits, block: _Block) -> _OnlineState:
+def _update(state: _OnlineState, z: Logits, block: _Block) -> _OnlineState:
+    """Take in the logits of a block."""
     m, S = log_softmax.statistics(z, z.dtype)
     # In a block, unlike in a row, all classes may be impossible.
-    stats = log_softmax.merge(seen.stats, Statistics(m, jnp.where(m == -jnp.inf, -1, S)))
+    stats = log_softmax.merge(state.stats, Statistics(m, jnp.where(m == -jnp.inf, -1, S)))
     if block.y is None:
-        here, z_y = m > seen.stats.m, m
-        label = jnp.where(here, block.start + jnp.argmax(z, axis=-1).astype(jnp.int32), seen.label)
+        here, z_y = m > state.stats.m, m
+        label = jnp.where(here, block.start + jnp.argmax(z, axis=-1).astype(jnp.int32), state.label)
     else:
-        here, z_y, label = block.y >= 0, at_label(z, block.y), seen.label
+        here, z_y, label = block.y >= 0, at_label(z, block.y), state.label
     # Distances are taken from m, or from 0 as long as every class is impossible.
     top = jnp.where(jnp.isinf(stats.m), 0, stats.m)
-    rise = jnp.where(jnp.isinf(seen.stats.m), 0, top - seen.stats.m)
-    gaps, share, E = seen.gaps, seen.share, seen.E
+    rise = jnp.where(jnp.isinf(state.stats.m), 0, top - state.stats.m)
+    gaps, share, E = state.gaps, state.share, state.E
     if gaps is not None:
         assert share is not None and block.c is not None
-        gaps = (
-            gaps + multiply_no_nan(share, rise) + log_softmax.weighted_gap(block.c[None, :], z, top)
-        )
+        gaps = gaps + multiply_no_nan(share, rise)
+        gaps = gaps + log_softmax.weighted_gap(block.c[None, :], z, top)
         share = share + jnp.sum(block.c)
     if E is not None:
-        # exp(−d) d is 0 long before there, and so is what its derivatives make of it.
+        # exp(−d) d is 0 long before this gap, and so are its derivatives; ∞ would make them NaN.
         d = jnp.minimum(-log_softmax.minus_max(z, top[:, None]), _LARGEST_GAP)
         left, rise = jnp.exp(-rise), jnp.minimum(rise, jnp.finfo(z.dtype).max)
-        E = left * E + (left * rise) * (1 + seen.stats.S) + jnp.sum(jnp.exp(-d) * d, axis=-1)
-    return _OnlineState(stats, label, jnp.where(here, z_y, seen.z_y), gaps, share, E)
+        E = left * E + (left * rise) * (1 + state.stats.S) + jnp.sum(jnp.exp(-d) * d, axis=-1)
+    return _OnlineState(stats, label, jnp.where(here, z_y, state.z_y), gaps, share, E)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def vocab_terms(
-    static: LinearOptions,
-    entropy: bool,
-    h: Hidden,
-    w: Head,
-    b: Bias | None,
+    options: VocabOptions,
+    p: Projection,
     y: Labels | None,
     c: ClassWeights | None,
     kept: RowMask | None,
 ) -> VocabTerms:
-    """Each row's numbers; 0 in rows that are not kept, NaN in rows at fault."""
-    return _plain_vocab_terms(static, entropy, h, w, b, y, c, kept)
+    """Compute each row's terms; 0 in dropped rows, NaN in invalid ones."""
+    return _vocab_terms(options, p, y, c, kept)
 
 
-def _plain_vocab_terms(static: LinearOptions, entropy: bool, h, w, b, y, c, kept) -> VocabTerms:
-    """The same without a rule, which has the same derivatives, only more dearly."""
-    dtype, n = dtype_of(h, w, b), h.shape[0]
+def _vocab_terms(options: VocabOptions, p: Projection, y, c, kept) -> VocabTerms:
+    """Compute the same without the rule, for second derivatives: they differentiate this code."""
+    dtype, n = p.dtype, p.hidden.shape[0]
     zero = jnp.zeros(n, dtype)
-    smooth_loss = zero if static.options.smooth_loss else None
+    smooth_loss = zero if options.terms.smooth_loss else None
     start = _OnlineState(
         Statistics(jnp.full(n, -jnp.inf, dtype), jnp.full(n, -1, dtype)),
         label=jnp.full(n, -1, jnp.int32) if y is None else y,
         z_y=zero,
         gaps=smooth_loss,
         share=smooth_loss,
-        E=zero if entropy else None,
+        E=zero if options.entropy else None,
     )
 
-    def see(seen: _OnlineState, i: Index) -> _OnlineState:
-        block = _block(static, i, w, b, y, c, dtype)
-        u = project_rows(static, kept, h, block.w, block.b)
-        return _update_state(seen, apply_mask_and_softcap(static.options, None, u), block)
+    def take_block(state: _OnlineState, i: Index) -> _OnlineState:
+        block = _block(options, i, p, y, c)
+        u = project_rows(options.static, kept, block.projection)
+        return _update(state, apply_mask_and_softcap(options.terms, None, u), block)
 
-    seen = _class_tiles(static, w).scan(see, start, like=h)
-    m, S = seen.stats
-    invalid = ~jnp.isfinite(m) | jnp.isnan(S) | (seen.label < 0)
+    state = _class_tiles(options.static, p).scan(take_block, start, like=p.hidden)
+    m, S = state.stats
+    invalid = ~jnp.isfinite(m) | jnp.isnan(S) | (state.label < 0)
     invalid = invalid if kept is None else invalid & kept
     stats = Statistics(m, jnp.where(invalid, jnp.nan, S))
     rest = jnp.log1p(stats.S)
-
-    def keep(x: PerRow) -> PerRow:
-        return x if kept is None else jnp.where(kept, x, 0)
-
-    out_smooth_loss = out_entropy = None
-    if seen.gaps is not None and seen.share is not None:
-        out_smooth_loss = keep(seen.gaps + multiply_no_nan(seen.share, rest))
-    if seen.E is not None:
-        out_entropy = keep(rest + seen.E / (1 + stats.S))
-    nll = keep(log_softmax.nll_of(seen.z_y, stats))
-    label = jnp.where(invalid, -1, seen.label)
-    return VocabTerms(nll, keep(logsumexp(stats)), out_smooth_loss, out_entropy, label, *stats)
+    smooth_loss = entropy = None
+    if state.gaps is not None and state.share is not None:
+        smooth_loss = zero_unless(kept, state.gaps + multiply_no_nan(state.share, rest))
+    if state.E is not None:
+        entropy = zero_unless(kept, rest + state.E / (1 + stats.S))
+    nll = zero_unless(kept, log_softmax.nll_of(state.z_y, stats))
+    lse = zero_unless(kept, logsumexp(stats))
+    return VocabTerms(nll, lse, smooth_loss, entropy, jnp.where(invalid, -1, state.label), *stats)
 
 
-def _vocab_fwd(static, entropy, h, w, b, y, c, kept):
-    given = h, w, b, y, c, kept
-    wanted = tuple(encode_flag(needs_grad(x)) for x in (h, w, b, c))
-    values = jax.tree.map(lambda x: x.value, given)
-    row = _plain_vocab_terms(static, entropy, *values)
-    return row, (values, row, wanted)
+def _vocab_fwd(options, p, y, c, kept):
+    flags = tuple(encode_flag(needs_grad(x)) for x in (p.hidden, p.head, p.bias, c))
+    given = jax.tree.map(lambda x: x.value, (p, y, c, kept))
+    row = _vocab_terms(options, *given)
+    return row, (given, row, flags)
 
 
 class _Gradients(NamedTuple):
+    """The gradients by the hidden states, the head, the bias and the class weights, if wanted."""
+
     h: Any
     w: Any
     b: Any
     c: Any
 
 
-def _vocab_bwd(static, _, saved, cotangents: VocabTerms):
-    (h, w, b, _y, c, kept), row, flags = saved
-    wanted = _Gradients(*map(decode_flag, flags))
-    dtype, tiles = row.nll.dtype, _class_tiles(static, w)
-    dnll, dlse, dsmooth_loss, dentropy = (
-        None if isinstance(x, SymbolicZero) else x for x in cotangents[:4]
-    )
-    # A row of weight 0 passes nothing back, whatever it holds: a row of zeros is put in its place.
+def _vocab_bwd(options, residuals, cotangents: VocabTerms):
+    (p, _, c, kept), row, flags = residuals
+    static, wanted = options.static, _Gradients(*map(decode_flag, flags))
+    dtype, tiles = row.nll.dtype, _class_tiles(static, p)
+    terms = [None if isinstance(x, SymbolicZero) else x for x in cotangents[:4]]
+    # An invalid row without a cotangent passes nothing back: a row of zeros takes its place.
     active = jnp.isfinite(row.m + row.S)
-    for cotangent in (dnll, dlse, dsmooth_loss, dentropy):
+    for cotangent in terms:
         active = active if cotangent is None else active | (cotangent != 0)
     active = active if kept is None else kept & active
-
-    def only(x: PerRow) -> PerRow:
-        return jnp.where(active, x, 0)
-
-    dnll, dlse, dsmooth_loss, dentropy = (
-        None if x is None else only(x) for x in (dnll, dlse, dsmooth_loss, dentropy)
-    )
+    select = partial(zero_unless, active)
+    dnll, dlse, dsmooth_loss, dentropy = (None if x is None else select(x) for x in terms)
     share = None
     if dsmooth_loss is not None:
-        share = jnp.asarray(w.shape[static.classes_axis], dtype) if c is None else jnp.sum(c)
+        share = jnp.asarray(p.classes, dtype) if c is None else jnp.sum(c)
         share = jnp.broadcast_to(share, dsmooth_loss.shape)
-    # lse keeps its derivative, and m and S its digits.
-    m, S, nll, lse = map(only, (*lax.stop_gradient((row.m, row.S)), row.nll, row.lse))
-    entropy = None if row.entropy is None else only(row.entropy)
+    # The derivatives of p and nll go through lse, their digits come from m and S.
+    m, S, nll, lse = map(select, (*lax.stop_gradient((row.m, row.S)), row.nll, row.lse))
+    entropy = None if row.entropy is None else select(row.entropy)
     log1p_S = log_softmax.with_gradient_of(jnp.log1p(S), lse)
 
-    def back(gradients: _Gradients, i: Index) -> _Gradients:
-        block = _block(static, i, w, b, row.label, c, dtype)
-        u = project_rows(static, active, h, block.w, block.b)
-        z, pull = jax.vjp(partial(apply_mask_and_softcap, static.options, None), u)
-        p = log_softmax.softmax_probabilities(z, Statistics(m, S), lse)
+    def add_block(gradients: _Gradients, i: Index) -> _Gradients:
+        block = _block(options, i, p, row.label, c)
+        u = project_rows(static, active, block.projection)
+        z, pull = jax.vjp(partial(apply_mask_and_softcap, options.terms, None), u)
+        probabilities = log_softmax.softmax_probabilities(z, Statistics(m, S), lse)
         assert block.y is not None
         target = is_label(block.y, z), jnp.expm1(-nll)
         c_i = None if block.c is None else block.c[None, :]
-        dz = jnp.zeros_like(p)
+        dz = jnp.zeros_like(probabilities)
         if not dnll is dlse is dsmooth_loss is None:
-            dz = derivative(
-                p, target, c_i, dnll=dnll, dlse=dlse, dsmooth_loss=dsmooth_loss, total=share
-            )
+            by_terms = dict(dnll=dnll, dlse=dlse, dsmooth_loss=dsmooth_loss)
+            dz = derivative(probabilities, target, c_i, **by_terms, total=share)
         each = log_softmax.clipped_neg_log_softmax(z, m, log1p_S)
         if dentropy is not None and entropy is not None:
-            dz = dz + dentropy[:, None] * log_softmax.entropy_derivative(p, each, entropy)
+            by_entropy = log_softmax.entropy_derivative(probabilities, each, entropy)
+            dz = dz + dentropy[:, None] * by_entropy
         (dz,) = pull(dz)
-        narrow = scale_to_half(dz, h, w)
+        masked = replace(block.projection, hidden=select(p.hidden))
+        by = scale_to_half(dz, p)
         dh, dw, db, dc = gradients
         if dh is not None:
-            dh = dh + hidden_gradient(static, narrow, block.w, dtype)
+            dh = dh + hidden_gradient(static, by, masked, dtype)
         if dw is not None:
-            dw_i = head_gradient(static, selected(active, h), narrow, dtype).astype(dw.dtype)
-            dw = tiles.put(dw, dw_i, i, static.classes_axis)
+            dw_i = head_gradient(static, by, masked, dtype).astype(dw.dtype)
+            dw = tiles.put(dw, dw_i, i, p.classes_axis)
         if db is not None:
             db = tiles.put(db, jnp.sum(dz, axis=0).astype(db.dtype), i)
         if dc is not None and dsmooth_loss is not None:
@@ -254,32 +261,28 @@ def _vocab_bwd(static, _, saved, cotangents: VocabTerms):
         return _Gradients(dh, dw, db, dc)
 
     start = _Gradients(
-        jnp.zeros(h.shape, dtype) if wanted.h else None,
-        jnp.zeros_like(w) if wanted.w else None,
-        jnp.zeros_like(b) if wanted.b and b is not None else None,
+        jnp.zeros(p.hidden.shape, dtype) if wanted.h else None,
+        jnp.zeros_like(p.head) if wanted.w else None,
+        jnp.zeros_like(p.bias) if wanted.b and p.bias is not None else None,
         jnp.zeros_like(c) if wanted.c and c is not None and dsmooth_loss is not None else None,
     )
-    dh, dw, db, dc = tiles.scan(back, start, like=h)
-    dh = None if dh is None else dh.astype(h.dtype)
-    pairs = zip((dh, dw, db, dc), (h, w, b, c), strict=True)
-    given = (symbolic_zero(jax.typeof(x)) if d is None and x is not None else d for d, x in pairs)
-    dh, dw, db, dc = given
-    return dh, dw, db, None, dc, None
+    dh, dw, db, dc = tiles.scan(add_block, start, like=p.hidden)
+    dh = None if dh is None else dh.astype(p.hidden.dtype)
+    pairs = zip((dh, dw, db, dc), (p.hidden, p.head, p.bias, c), strict=True)
+    # None would make the structure depend on which gradients are wanted.
+    dh, dw, db, dc = (
+        symbolic_zero(jax.typeof(x)) if d is None and x is not None else d for d, x in pairs
+    )
+    return Projection(dh, dw, db, p.layout), None, dc, None
 
 
 vocab_terms.defvjp(_vocab_fwd, _vocab_bwd, symbolic_zeros=True)
 
 
 def run(
-    static: LinearOptions,
-    h: Hidden,
-    w: Head,
-    b: Bias | None,
-    y: Labels,
-    c: ClassWeights | None,
-    kept: RowMask | None,
-    by: Coefficients,
+    loss: CrossEntropyRows, static: Static, operands: Operands, labels: Labels, kept: RowMask | None
 ) -> PerRow:
-    """Each row's loss."""
-    row = vocab_terms(static, False, h, w, b, y, c, kept)
-    return combine_terms(by, row.nll, row.lse, row.smooth_loss)
+    """Compute each row's loss."""
+    (p,), c, by = operands
+    row = vocab_terms(VocabOptions(static, loss.options, False), p, labels, c, kept)
+    return combine_terms(by, RowTerms(row.nll, row.lse, row.smooth_loss))

@@ -1,4 +1,4 @@
-"""The training loss: checks, weights, rows, reduction, in that order."""
+"""The training loss: check the arguments, weigh the rows, compute their losses, reduce them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from jxent import _check
-from jxent._core import row_terms
+from jxent._core.row_terms import training_row_terms
+from jxent._core.safe_math import zero_unless
 from jxent._core.targets import is_labels, kept_rows
-from jxent._core.weighting import class_weight, only, reduce, row_weight, weighted_rows
-from jxent._typing import (
-    ArrayLike,
-    AxisNames,
-    ClassMask,
-    ClassWeights,
-    Logits,
-    PerRow,
+from jxent._core.weighting import (
+    LossOptions,
     Reduction,
-    RowMask,
-    Scalar,
-    Targets,
+    RowInputs,
+    class_weight,
+    loss_options,
+    reduce,
+    reduction_options,
+    row_weight,
+    weighted_rows,
 )
+from jxent._typing import ArrayLike, AxisNames, Logits, PerRow, ReductionKind
 
 
 def cross_entropy(
@@ -36,11 +36,11 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
-    reduction: Reduction = "mean",
+    reduction: ReductionKind = "mean",
     normalizer: ArrayLike | None = None,
     axis_name: AxisNames | None = None,
 ) -> jax.Array:
-    r"""Softmax cross-entropy between logits and labels or distributions, in nats.
+    r"""Compute the softmax cross-entropy of logits against labels or distributions, in nats.
 
         t    = (1−ε) c_y e_y + (ε/V) c                        for a label y
         t    = c ⊙ ((1−ε) targets + ε/V)                      for a distribution
@@ -108,59 +108,25 @@ def cross_entropy(
     where_rows, mask = _check.where(fn, where, z.shape)
     kept = kept_rows(t, where_rows, ignore)
     _check.label_values(fn, targets, z.shape[-1], kept)
-    run = partial(
-        _cross_entropy,
-        z,
+    rows = RowInputs(
         t,
         kept,
         mask,
         _check.weights(fn, "class_weights", class_weights, z.shape[-1:]),
         _check.weights(fn, "row_weights", row_weights, z.shape[:-1]),
-        _check.weights(fn, "normalizer", normalizer, ()),
-        label_smoothing=_check.fraction(fn, "label_smoothing", label_smoothing),
-        z_loss=_check.not_negative(fn, "z_loss", z_loss),
-        logit_softcap=_check.softcap(fn, logit_softcap),
-        reduction=_check.reduction(fn, reduction, normalizer=normalizer, axis_name=axis_name),
-        axis_name=axis_name,
     )
+    options = loss_options(fn, label_smoothing, z_loss, logit_softcap)
+    how = reduction_options(fn, reduction, normalizer, axis_name)
     with _check.reverse_only(fn, "softmax_cross_entropy or its integer-label form"):
-        return run()
+        return _cross_entropy(z, rows, how, options=options)
 
 
-@partial(
-    jax.jit,
-    static_argnames=("label_smoothing", "z_loss", "logit_softcap", "reduction", "axis_name"),
-    inline=True,
-)
+@partial(jax.jit, static_argnames="options", inline=True)
 def _cross_entropy(
-    z: Logits,
-    t: Targets,
-    kept: RowMask | None,
-    mask: ClassMask | None,
-    class_weights: ClassWeights | None,
-    row_weights: PerRow | None,
-    normalizer: Scalar | None,
-    *,
-    label_smoothing: float,
-    z_loss: float,
-    logit_softcap: float | None,
-    reduction: Reduction,
-    axis_name: AxisNames | None,
+    z: Logits, rows: RowInputs, reduction: Reduction, *, options: LossOptions
 ) -> jax.Array:
-    losses, weights = weighted_rows(
-        row_terms.training_row_terms,
-        "cross_entropy",
-        z,
-        t,
-        kept,
-        mask,
-        class_weights,
-        row_weights,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        logit_softcap=logit_softcap,
-    )
-    return reduce(losses, weights, reduction=reduction, normalizer=normalizer, axis_name=axis_name)
+    losses, weights = weighted_rows(training_row_terms, "cross_entropy", z, rows, options)
+    return reduce(losses, weights, reduction)
 
 
 def label_weights(
@@ -171,7 +137,7 @@ def label_weights(
     class_weights: ArrayLike | None = None,
     row_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """What each row counts in the denominator of `cross_entropy`'s mean.
+    """Compute each row's share of the denominator of `cross_entropy`'s mean.
 
         weight = (kept?) · w · c_y            mean = Σ_rows loss / Σ_rows weight
 
@@ -212,15 +178,16 @@ def label_weights(
             fn, "class_weights", class_weights, _check.one_axis(fn, "class_weights", class_weights)
         )
     _check.label_values(fn, labels, None if c is None else c.shape[0], kept)
-    return _label_weights(y, kept, c, _check.weights(fn, "row_weights", row_weights, y.shape))
+    w = _check.weights(fn, "row_weights", row_weights, y.shape)
+    return _label_weights(RowInputs(y, kept, class_weights=c, row_weights=w))
 
 
 @partial(jax.jit, inline=True)
-def _label_weights(
-    y: Targets, kept: RowMask | None, c: ClassWeights | None, w: PerRow | None
-) -> PerRow:
-    wide = [x.dtype for x in (c, w) if x is not None and x.dtype == jnp.float64]
-    dtype = wide[0] if wide else jnp.dtype(jnp.float32)
-    weights = only(kept, None if w is None else w.astype(dtype))
-    c = None if c is None else c.astype(dtype)
-    return row_weight(y.shape, kept, weights, class_weight(y, c, kept, None), dtype)
+def _label_weights(rows: RowInputs) -> PerRow:
+    given = (x for x in (rows.class_weights, rows.row_weights) if x is not None)
+    dtype = next((x.dtype for x in given if x.dtype == jnp.float64), jnp.dtype(jnp.float32))
+    cast = lambda x: None if x is None else x.astype(dtype)  # noqa: E731
+    rows = rows._replace(class_weights=cast(rows.class_weights))
+    w = cast(rows.row_weights)
+    w = None if w is None else zero_unless(rows.row_mask, w)
+    return row_weight(rows.targets.shape, rows.row_mask, w, class_weight(rows), dtype)

@@ -34,7 +34,7 @@ from jaxtyping import Array, Bool
 from jxent import _check
 from jxent._core import elementwise
 from jxent._core.elementwise import Each, within_unit
-from jxent._typing import ArrayLike, AxisNames, Reduction
+from jxent._typing import ArrayLike, AxisNames, ReductionKind
 
 Tangents = tuple[Any, ...]
 
@@ -47,7 +47,7 @@ def sigmoid_binary_cross_entropy(
     label_smoothing: float = 0.0,
     where: ArrayLike | None = None,
     row_weights: ArrayLike | None = None,
-    reduction: Reduction = "none",
+    reduction: ReductionKind = "none",
     normalizer: ArrayLike | None = None,
     axis_name: AxisNames | None = None,
 ) -> jax.Array:
@@ -121,7 +121,7 @@ def sigmoid_focal_loss(
     gamma: ArrayLike = 2.0,
     where: ArrayLike | None = None,
     row_weights: ArrayLike | None = None,
-    reduction: Reduction = "none",
+    reduction: ReductionKind = "none",
     normalizer: ArrayLike | None = None,
     axis_name: AxisNames | None = None,
 ) -> jax.Array:

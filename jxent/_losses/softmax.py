@@ -1,4 +1,4 @@
-"""Row losses on the softmax: optax's names, order, keywords and defaults, one loss a row.
+"""Row losses of softmax logits: optax's names, order, keywords and defaults, one loss a row.
 
 Rows are not reduced, and every transformation of JAX applies: jvp, linearize, jacfwd and hessian
 as well as grad.
@@ -15,8 +15,10 @@ from jxent._core.row_losses import (
     as_distributions,
     classes_last,
     row_losses_of_nll,
+    softmax_inputs,
     weighted_row_losses,
 )
+from jxent._core.weighting import RowInputs, loss_options
 from jxent._typing import ArrayLike, Axes, Scalar
 
 
@@ -75,17 +77,9 @@ def softmax_cross_entropy_with_integer_labels(
     y = _check.labels(fn, labels, z.shape[:-1])
     kept, mask = _check.where(fn, rows_of(where), z.shape)
     _check.label_values(fn, labels, z.shape[-1], kept)
-    return weighted_row_losses(
-        fn,
-        z,
-        y,
-        kept,
-        mask,
-        _check.weights(fn, "class_weights", class_weights, z.shape[-1:]),
-        label_smoothing=_check.fraction(fn, "label_smoothing", label_smoothing),
-        z_loss=_check.not_negative(fn, "z_loss", z_loss),
-        logit_softcap=_check.softcap(fn, logit_softcap),
-    )
+    c = _check.weights(fn, "class_weights", class_weights, z.shape[-1:])
+    options = loss_options(fn, label_smoothing, z_loss, logit_softcap)
+    return weighted_row_losses(fn, z, RowInputs(y, kept, mask, c), options)
 
 
 def softmax_cross_entropy(
@@ -137,17 +131,10 @@ def softmax_cross_entropy(
     fn = "softmax_cross_entropy"
     z, rows_of = classes_last(fn, logits, axis)
     kept, mask = _check.where(fn, rows_of(where), z.shape)
-    return weighted_row_losses(
-        fn,
-        z,
-        as_distributions(fn, labels, z, rows_of, one_row=True),
-        kept,
-        mask,
-        _check.weights(fn, "class_weights", class_weights, z.shape[-1:]),
-        label_smoothing=_check.fraction(fn, "label_smoothing", label_smoothing),
-        z_loss=_check.not_negative(fn, "z_loss", z_loss),
-        logit_softcap=_check.softcap(fn, logit_softcap),
-    )
+    t = as_distributions(fn, labels, z, rows_of, one_row=True)
+    c = _check.weights(fn, "class_weights", class_weights, z.shape[-1:])
+    options = loss_options(fn, label_smoothing, z_loss, logit_softcap)
+    return weighted_row_losses(fn, z, RowInputs(t, kept, mask, c), options)
 
 
 safe_softmax_cross_entropy = softmax_cross_entropy
@@ -199,9 +186,8 @@ def softmax_focal_loss(
     """
     fn = "softmax_focal_loss"
     _check.finite_nonnegative(fn, "gamma", gamma)
-    return row_losses_of_nll(
-        fn, _focal_of_nll, {"gamma": gamma}, logits, labels, axis, where, class_weights
-    )
+    z, rows = softmax_inputs(fn, logits, labels, axis, where, class_weights)
+    return row_losses_of_nll(fn, _focal_of_nll, z, rows, {"gamma": gamma})
 
 
 def poly_loss_cross_entropy(
@@ -251,18 +237,18 @@ def poly_loss_cross_entropy(
     terms = {"epsilon": epsilon}
     if isinstance(epsilon, tuple):
         terms = {f"epsilon[{k}]": e for k, e in enumerate(epsilon)}
-    return row_losses_of_nll(
-        fn, _poly_of_nll, terms, logits, labels, axis, where, class_weights, one_row=True
-    )
+    z, rows = softmax_inputs(fn, logits, labels, axis, where, class_weights, one_row=True)
+    return row_losses_of_nll(fn, _poly_of_nll, z, rows, terms)
 
 
 @jax.custom_jvp
 def _focal_of_nll(nll: Array, gamma: Scalar) -> Array:
-    """(1 − p)^γ nll with 1 − p = −expm1(−nll)."""
+    """Compute (1 − p)^γ nll with 1 − p = −expm1(−nll), which does not cancel where p ≈ 1."""
     return _modulation(nll, gamma) * nll
 
 
 def _modulation(nll: Array, gamma: Scalar) -> Array:
+    """Compute (1 − p)^γ; NaN for a γ that is negative or not finite."""
     inside = ~(nll <= 0)
     base = -jnp.expm1(-jnp.where(inside, nll, 1))
     right = (gamma >= 0) & (gamma < jnp.inf)
@@ -272,9 +258,10 @@ def _modulation(nll: Array, gamma: Scalar) -> Array:
 
 @_focal_of_nll.defjvp
 def _focal_of_nll_jvp(primals: tuple[Array, Scalar], tangents: tuple[Array, Scalar]) -> tuple:
+    """Differentiate (1−p)^γ nll: d/dnll = (1−p)^γ (1 + γ nll/(e^nll − 1)), finite for γ ≥ 0."""
     nll, gamma = primals
     nll_dot, gamma_dot = tangents
-    # d/dnll = (1−p)^γ (1 + γ nll/expm1(nll)); the ratio is 1 at 0 and 0 at ∞.
+    # nll/(e^nll − 1) is 1 at 0 and 0 at ∞.
     inside = (nll > 0) & jnp.isfinite(nll)
     safe = jnp.where(inside, nll, 1)
     ratio = jnp.where(inside, _x_over_expm1(safe), jnp.where(nll > 0, 0, 1))
@@ -285,18 +272,18 @@ def _focal_of_nll_jvp(primals: tuple[Array, Scalar], tangents: tuple[Array, Scal
 
 
 def _x_over_expm1(n: Array) -> Array:
-    """n/(e^n − 1): neither e^n nor, differentiated, the square of a small n must be a float."""
+    """Compute n/(e^n − 1), without e^n, which overflows, and without 1/n², which would in ∂/∂n."""
     small = n < 0.1
     v, w = jnp.where(small, n, 0), jnp.where(small, 1, n)
     square = v * v
-    # n/(e^n − 1) = Σ B_k n^k/k! in Bernoulli's numbers
+    # n/(e^n − 1) = Σ_k B_k n^k/k! with Bernoulli's numbers B_k.
     even = 1 / 30240 - square / 1209600
     near = 1 - v / 2 + square * (1 / 12 + square * (-1 / 720 + square * even))
     return jnp.where(small, near, w * jnp.exp(-w) / -jnp.expm1(-w))
 
 
 def _poly_of_nll(nll: Array, *epsilon: Scalar) -> Array:
-    """nll + Σ_k ε_k u^k with u = 1 − p = −expm1(−nll)."""
+    """Compute nll + Σ_k ε_k u^k with u = 1 − p = −expm1(−nll)."""
     u, terms = -jnp.expm1(-nll), jnp.zeros_like(nll)
     for e in reversed(epsilon):
         terms = u * (e + terms)

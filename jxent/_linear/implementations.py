@@ -1,0 +1,81 @@
+"""The implementations of a loss of projected rows, and what all of them share.
+
+A new one is a file with `run(loss, static, operands, labels, kept)` and an entry here.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jxent._compat import vary_alike
+from jxent._core.weighting import denominator, divide, reduce, sum_over_devices
+from jxent._linear import reference, tokens, vocab
+from jxent._linear.projection import Static
+from jxent._linear.row_loss import Operands, RowLoss, RowReduction
+from jxent._linear.tiling import default_tile_size
+from jxent._typing import RowMask
+
+
+class Implementation(NamedTuple):
+    """One way to compute a loss of projected rows."""
+
+    run: Callable[..., jax.Array]
+    tiles: Literal["rows", "classes"]  # the axis of the logits that is tiled
+    sums_rows: bool  # the result is Σ_rows loss, not each row's loss
+    pads_classes: bool  # the head may have impossible classes more, for alignment
+
+    def tile_size(self, rows: int, classes: int) -> int:
+        """Choose how many rows or classes a tile has."""
+        return default_tile_size(self.tiles, classes if self.tiles == "rows" else rows)
+
+
+IMPLEMENTATIONS = {
+    "tokens": Implementation(tokens.run, "rows", sums_rows=True, pads_classes=True),
+    "vocab": Implementation(vocab.run, "classes", sums_rows=False, pads_classes=True),
+    "reference": Implementation(reference.run, "rows", sums_rows=False, pads_classes=False),
+}
+
+
+def run(
+    implementation: Implementation,
+    static: Static,
+    loss: RowLoss,
+    operands: Operands,
+    labels: Any,
+    kept: RowMask | None,
+    row_reduction: RowReduction,
+) -> jax.Array:
+    """Compute a loss of projected rows [*n] and reduce it."""
+    reduction, weights, may_be_zero = row_reduction
+    shape = operands.projections[0].hidden.shape[:-1]
+    each = operands.each
+    if implementation.sums_rows and reduction.kind == "mean":
+        # Before the sum, not after it: a cotangent of 1 then leaves the gradients as they are.
+        each = jax.tree.map(functools.partial(divide, by=denominator(weights, reduction)), each)
+    each, labels, kept = jax.tree.map(jnp.ravel, (each, labels, kept))
+    projections = tuple(
+        replace(p, hidden=p.hidden.reshape(math.prod(shape), p.hidden.shape[-1]))
+        for p in operands.projections
+    )
+    if may_be_zero:
+        # A row of weight 0 with ∞ in it is dropped: 0·∞ would be NaN in a head's gradient.
+        active = (x != 0 for x in jax.tree.leaves(each))
+        finite = (jnp.all(jnp.isfinite(p.hidden), axis=-1) for p in projections)
+        counts = functools.reduce(jnp.logical_or, active) | functools.reduce(
+            jnp.logical_and, finite
+        )
+        kept = counts if kept is None else kept & counts
+    operands = Operands(projections, operands.shared, each)
+    leaves, structure = jax.tree.flatten((operands, labels, kept))
+    operands, labels, kept = jax.tree.unflatten(structure, vary_alike(*leaves))
+    losses = implementation.run(loss, static, operands, labels, kept)
+    if implementation.sums_rows:
+        return sum_over_devices(losses, reduction)
+    return reduce(losses.reshape(shape), weights, reduction)
