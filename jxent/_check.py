@@ -240,7 +240,7 @@ def targets(
             f"{fn}: integer `targets` are labels and need shape {list(z.shape[:-1])}, got "
             f"{_came(x)}; cast one-hot targets to float"
         )
-    return labels(fn, x, z.shape[:-1])
+    return labels(fn, x, z.shape[:-1], "targets")
 
 
 def where(

@@ -155,7 +155,7 @@ def checked(fn: Callable[P, R]) -> Callable[P, R]:
       ...     jxent.testing.checked(step)(jnp.zeros((2, 3)), jnp.array([0, 7]))
       ... except ValueError as error:
       ...     print(str(error).split(";")[0])
-      cross_entropy: `labels`[1] = 7 is outside [0, 3)
+      cross_entropy: `targets`[1] = 7 is outside [0, 3)
 
     References:
       `jax.experimental.checkify`.

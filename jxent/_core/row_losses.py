@@ -94,6 +94,7 @@ def weighted_row_losses(
         return weighted_rows(
             row_terms.row_terms,
             fn,
+            "labels",
             z,
             t,
             kept,

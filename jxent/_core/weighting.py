@@ -229,6 +229,7 @@ class Prepared(NamedTuple):
 
 def prepare(
     fn: str,
+    name: str,
     dtype: jnp.dtype,
     classes: int,
     t: Targets,
@@ -259,7 +260,7 @@ def prepare(
     weights = row_weight(rows, kept, w, own, dtype)
     if is_labels(t):
         y = narrow(t, classes)
-        _check.traced_labels(fn, t, y, kept, classes)
+        _check.traced_labels(fn, t, y, kept, classes, name)
         t = y
     options = row_terms.TermOptions(
         softcap=logit_softcap, lse=by.square is not None, smooth_loss=by.smooth_loss is not None
@@ -270,6 +271,7 @@ def prepare(
 def weighted_rows(
     numbers: Callable[..., row_terms.RowTerms],
     fn: str,
+    name: str,
     z: Logits,
     t: Targets,
     kept: RowMask | None,
@@ -280,6 +282,8 @@ def weighted_rows(
 ) -> tuple[PerRow, PerRow]:
     """Each row's loss and its weight in a mean, from an attachment of the row formula."""
     dtype = loss_dtype(z.dtype)
-    prepared = prepare(fn, dtype, z.shape[-1], t, kept, mask, class_weights, row_weights, **options)
+    prepared = prepare(
+        fn, name, dtype, z.shape[-1], t, kept, mask, class_weights, row_weights, **options
+    )
     arguments = vary_alike(z, prepared.targets, prepared.class_weights, mask, kept)
     return combine_terms(prepared.by, *numbers(prepared.options, *arguments)), prepared.weights

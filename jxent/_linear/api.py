@@ -200,6 +200,7 @@ def _linear_cross_entropy(
     classes = w.shape[classes_axis(head_layout)]
     prepared = prepare(
         "linear_cross_entropy",
+        "labels",
         dtype,
         classes,
         t,

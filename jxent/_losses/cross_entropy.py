@@ -107,7 +107,7 @@ def cross_entropy(
     ignore = _check.ignore_index(fn, ignore_index, labelled=is_labels(t))
     where_rows, mask = _check.where(fn, where, z.shape)
     kept = kept_rows(t, where_rows, ignore)
-    _check.label_values(fn, targets, z.shape[-1], kept)
+    _check.label_values(fn, targets, z.shape[-1], kept, "targets")
     run = partial(
         _cross_entropy,
         z,
@@ -150,6 +150,7 @@ def _cross_entropy(
     losses, weights = weighted_rows(
         row_terms.training_row_terms,
         "cross_entropy",
+        "targets",
         z,
         t,
         kept,

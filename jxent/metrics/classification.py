@@ -309,6 +309,8 @@ def rows_of(
     keep = _check.rows_kept(fn, where, y.shape, "logits")
     kept = kept_rows(y, keep, _check.ignore_index(fn, ignore_index, labelled=True))
     _check.label_values(fn, labels, z.shape[-1], kept)
+    if _check.CHECKING.get():
+        _check.traced_labels(fn, y, narrow(y, z.shape[-1]), kept, z.shape[-1])
     return z, y, kept, _check.weights(fn, "row_weights", row_weights, y.shape)
 
 
