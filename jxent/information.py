@@ -35,6 +35,18 @@ from jxent._core.log_softmax import loss_dtype, pin_half_precision
 from jxent._losses.divergence import kl_divergence as _kl_from_log
 from jxent._typing import ArrayLike, Logits, PerRow
 
+__all__ = [
+    "entropy",
+    "cross_entropy",
+    "binary_cross_entropy",
+    "kl_divergence",
+    "js_divergence",
+    "perplexity",
+    "softmax_entropy",
+    "nats_to_bits",
+    "bits_to_nats",
+]
+
 Each = Float[Array, "*s"]  # one number for each class of each row
 
 

@@ -135,16 +135,9 @@ def public_functions() -> dict[str, Callable[..., Any]]:
         if not isinstance(value, types.ModuleType):
             found[f"jxent.{name}"] = value
             continue
-        for inner in public_in(value):
+        for inner in value.__all__:
             found[f"jxent.{name}.{inner}"] = getattr(value, inner)
     return found
-
-
-def public_in(module: types.ModuleType) -> list[str]:
-    """The public names of a namespace: its `__all__`, or else the functions written in it."""
-    own = lambda x: callable(x) and getattr(x, "__module__", None) == module.__name__
-    written = [name for name, x in vars(module).items() if own(x) and not name.startswith("_")]
-    return getattr(module, "__all__", written)
 
 
 PUBLIC = public_functions()
@@ -199,10 +192,10 @@ NOT_DIFFERENTIATED = {
     "jxent.imbalance.ldam_margins",
     "jxent.information.bits_to_nats",
     "jxent.information.nats_to_bits",
-    *(f"jxent.regression.{name}" for name in public_in(jxent.regression) if name != "gaussian_nll"),
-    *(f"jxent.metrics.{name}" for name in public_in(jxent.metrics)),
-    *(f"jxent.selection.{name}" for name in public_in(jxent.selection)),
-    *(f"jxent.testing.{name}" for name in public_in(jxent.testing)),
+    *(f"jxent.regression.{name}" for name in jxent.regression.__all__ if name != "gaussian_nll"),
+    *(f"jxent.metrics.{name}" for name in jxent.metrics.__all__),
+    *(f"jxent.selection.{name}" for name in jxent.selection.__all__),
+    *(f"jxent.testing.{name}" for name in jxent.testing.__all__),
 }
 
 
