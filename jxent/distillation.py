@@ -56,6 +56,7 @@ _NAMES = ("forward", "reverse", "jsd")
 _CHUNK_SHARE = 4
 
 
+@_check.keywords
 def distillation_loss(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -163,6 +164,7 @@ def distillation_loss(
     )
 
 
+@_check.keywords
 def linear_distillation_loss(
     student_hidden: ArrayLike,
     student_head: ArrayLike,

@@ -23,6 +23,7 @@ _STEP = float(np.finfo(np.float64).eps) ** (1 / 3)
 _DIFFERENCE_RTOL = 1e-6
 
 
+@_check.keywords
 def assert_gradients_match(
     fn: Callable[..., Any],
     reference: Callable[..., Any],
@@ -133,6 +134,7 @@ def _assert_slope(evaluate: Callable[[Any], jax.Array], at: Any, gradient: Any, 
     )
 
 
+@_check.keywords
 def checked(fn: Callable[P, R]) -> Callable[P, R]:
     """fn, raising where jit alone can only give NaN.
 

@@ -44,6 +44,7 @@ _WAYS: dict[str, Callable[..., jax.Array]] = {
 }
 
 
+@_check.keywords
 def linear_cross_entropy(
     hidden: ArrayLike,
     head: ArrayLike,
@@ -259,6 +260,7 @@ class LogProbs(NamedTuple):
     entropy: PerRow
 
 
+@_check.keywords
 def linear_log_probs(
     hidden: ArrayLike,
     head: ArrayLike,
@@ -348,6 +350,7 @@ class Predictions(NamedTuple):
     log_probs: PerRow
 
 
+@_check.keywords
 def linear_predictions(
     hidden: ArrayLike,
     head: ArrayLike,

@@ -25,6 +25,7 @@ from jxent._typing import (
 )
 
 
+@_check.keywords
 def cross_entropy(
     logits: ArrayLike,
     targets: ArrayLike,
@@ -164,6 +165,7 @@ def _cross_entropy(
     return reduce(losses, weights, reduction=reduction, normalizer=normalizer, axis_name=axis_name)
 
 
+@_check.keywords
 def label_weights(
     labels: ArrayLike,
     *,

@@ -20,6 +20,7 @@ from jxent._core.row_losses import (
 from jxent._typing import ArrayLike, Axes, Scalar
 
 
+@_check.keywords
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -88,6 +89,7 @@ def softmax_cross_entropy_with_integer_labels(
     )
 
 
+@_check.keywords
 def softmax_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -153,6 +155,7 @@ def softmax_cross_entropy(
 safe_softmax_cross_entropy = softmax_cross_entropy
 
 
+@_check.keywords
 def softmax_focal_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -204,6 +207,7 @@ def softmax_focal_loss(
     )
 
 
+@_check.keywords
 def poly_loss_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,

@@ -105,6 +105,7 @@ class Summary(NamedTuple):
         return "\n".join(f"{a:<20}{b:>13}  {c}".rstrip() for a, b, c in lines)
 
 
+@_check.made_by("empty(classes)")
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=(
@@ -173,6 +174,7 @@ class ClassificationMetrics:
     top_k: tuple[int, ...]
 
     @classmethod
+    @_check.keywords
     def empty(
         cls,
         classes: int,
@@ -211,6 +213,7 @@ class ClassificationMetrics:
             top_k=top_k,
         )
 
+    @_check.keywords
     def update(
         self,
         logits: ArrayLike,
