@@ -275,7 +275,9 @@ def _modulation(nll: Array, gamma: Scalar) -> Array:
 
 
 @_focal_of_nll.defjvp
-def _focal_of_nll_jvp(primals: tuple[Array, Scalar], tangents: tuple[Array, Scalar]) -> tuple:
+def _focal_of_nll_jvp(
+    primals: tuple[Array, Scalar], tangents: tuple[Array, Scalar]
+) -> tuple[Array, Array]:
     nll, gamma = primals
     nll_dot, gamma_dot = tangents
     # d/dnll = (1−p)^γ (1 + γ nll/expm1(nll)); the ratio is 1 at 0 and 0 at ∞.
