@@ -254,3 +254,18 @@ def test_module_docstrings(name):
     module = importlib.import_module("jxent" if name == "__init__" else f"jxent.{name}")
     assert module.__doc__
     run_doctests(module.__name__, module, {})
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "CHANGELOG.md"])
+def test_paths_that_contributors_read_exist(name):
+    """A file that moves is renamed there too."""
+    paths = re.findall(
+        r"`((?:jxent|tests|\.github)/[\w./]*)`", (ROOT / ".github" / name).read_text()
+    )
+    assert paths
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_the_changelog_has_this_version():
+    changelog = (ROOT / ".github" / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## \[{re.escape(jxent.__version__)}\]", changelog, re.MULTILINE)
