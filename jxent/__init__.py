@@ -72,6 +72,8 @@ from jxent._losses.softmax import (
 )
 from jxent._losses.softmax import softmax_focal_loss as softmax_focal_loss
 
+__version__ = "0.2.0"
+
 __all__ = [
     "cross_entropy",
     "linear_cross_entropy",
@@ -97,3 +99,13 @@ __all__ = [
     "selection",
     "testing",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+# Tab completion shows what a namespace offers, not what its code imports.
+for _name in __all__:
+    if hasattr(globals()[_name], "__all__"):
+        vars(globals()[_name])["__dir__"] = globals()[_name].__all__.copy

@@ -5,12 +5,15 @@ probability) are checked here when they are concrete; under jit they become NaN 
 `jxent.testing.checked` finds them.
 """
 
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from functools import wraps
+from itertools import islice
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,9 @@ from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from jxent._typing import ArrayLike, ReductionKind
+
+F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound=type)
 
 # Set by jxent.testing.checked while it traces.
 CHECKING: ContextVar[bool] = ContextVar("jxent_checking", default=False)
@@ -240,7 +246,7 @@ def targets(
             f"{fn}: integer `targets` are labels and need shape {list(z.shape[:-1])}, got "
             f"{_came(x)}; cast one-hot targets to float"
         )
-    return labels(fn, x, z.shape[:-1])
+    return labels(fn, x, z.shape[:-1], "targets")
 
 
 def where(
@@ -1163,3 +1169,109 @@ def sums_dtype(fn: str, dtype: Any) -> np.dtype:
     if given not in (np.float32, np.float64):
         raise TypeError(f"{fn}: `dtype` must be float32 or float64, got {given.name}")
     return given
+
+
+# Names of arguments
+
+# Each argument and what other libraries call it: PyTorch, torchmetrics, Keras, scikit-learn, SciPy,
+# optax, T5X and MaxText; of a linear layer Flax, Liger, Cut Cross-Entropy and tokamax. Where a word
+# has several meanings, the first row that fits the function is meant.
+SYNONYMS = {
+    "logits": "input inputs preds y_pred",
+    "log_predictions": "input inputs preds y_pred predictions",
+    "student_logits": "input logits",
+    "hidden": "input _input inputs x e embeddings hidden_states",
+    "student_hidden": "student_input",
+    "teacher_hidden": "teacher_input",
+    "mean": "input preds y_pred",
+    "q": "y_pred qk",
+    "targets": "target label labels y_true",
+    "labels": "target targets label y_true y",
+    "hard_labels": "target targets label labels true_labels y_true",
+    "target": "targets label labels y_true",
+    "values": "target targets y_true",
+    "log_targets": "target targets labels",
+    "p": "y_true pk",
+    "head": "weight weights lin_weight linear_weight kernel lm_head w c",
+    "student_head": "student_weight",
+    "teacher_head": "teacher_weight",
+    "where": "mask loss_mask",
+    "ignore_index": "ignore_class ignore_label",
+    "class_weights": "weight class_weight ce_weight",
+    "row_weights": "weight weights sample_weight sample_weights example_weights",
+    "weights": "weight sample_weight sample_weights",
+    "label_smoothing": "smoothing",
+    "z_loss": "lse_square_scale z_loss_multiplier z_loss_weight",
+    "logit_softcap": "softcap soft_cap logits_soft_cap",
+    "temperature": "T",
+    "reduction": "reduce size_average",
+    "normalizer": "num_items_in_batch",
+    "axis": "dim",
+    "counts": "class_counts cls_num_list samples_per_cls",
+    "max_margin": "max_m",
+    "variance": "var",
+    "log_variance": "log_var",
+    "classes": "num_classes",
+    "bins": "num_bins n_bins",
+    "k": "topk top_k",
+    "top_k": "topk k",
+    "resamples": "n_resamples",
+    "confidence": "confidence_level",
+    "seed": "random_state rng",
+    "loss_fn": "fun",
+    "fn": "fun",
+}
+
+
+def keywords(fn: F) -> F:
+    """Decorate a public function: an unknown keyword is told by the name that it has here."""
+    parameters = inspect.signature(fn).parameters
+    known = frozenset(parameters)
+
+    @wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not kwargs.keys() <= known:
+            given = {*islice(parameters, len(args)), *kwargs}
+            _unknown(fn.__qualname__, [word for word in kwargs if word not in known], known, given)
+        return fn(*args, **kwargs)
+
+    return cast(F, call)
+
+
+def _unknown(fn: str, words: list[str], known: frozenset[str], given: set[str]) -> None:
+    """TypeError with the names that are meant; what has no synonym is left to Python."""
+    advice = []
+    for word in words:
+        fits = (name for name, others in SYNONYMS.items() if word in others.split())
+        meant = next((name for name in fits if name in known - given), None)
+        if meant is not None:
+            advice.append(f"`{word}`, use `{meant}`")
+            given.add(meant)
+        elif word == "from_logits" and "logits" in known:
+            advice.append("`from_logits`, leave it out (for probabilities: jxent.information)")
+    if advice:
+        raise TypeError(f"{fn}: unexpected keyword argument {'; '.join(advice)}")
+
+
+def made_by(*ways: str) -> Callable[[C], C]:
+    """Decorate a class of sums: a constructor without all of them is told the ways to begin."""
+
+    def decorate(cls: C) -> C:
+        name = "__new__" if issubclass(cls, tuple) else "__init__"
+        plain = getattr(cls, name)
+        _, *parameters = inspect.signature(plain).parameters.values()
+        least = sum(parameter.default is parameter.empty for parameter in parameters)
+
+        @wraps(plain)
+        def construct(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if len(args) + len(kwargs) < least:
+                begin = " or ".join(f"{cls.__name__}.{way}" for way in ways)
+                raise TypeError(
+                    f"{cls.__name__}: the constructor takes the sums themselves; begin with {begin}"
+                )
+            return plain(self, *args, **kwargs)
+
+        setattr(cls, name, staticmethod(construct) if name == "__new__" else construct)
+        return cls
+
+    return decorate

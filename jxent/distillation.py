@@ -59,6 +59,7 @@ _SUM_OF_ROWS = Implementation(chunked_rows.sum_of_rows, "rows", sums_rows=True, 
 _EACH_ROW = Implementation(chunked_rows.each_row, "rows", sums_rows=False, pads_classes=True)
 
 
+@_check.keywords
 def distillation_loss(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -163,6 +164,7 @@ def distillation_loss(
     return _distillation_loss(s, t, given, how, kind=kind)
 
 
+@_check.keywords
 def linear_distillation_loss(
     student_hidden: ArrayLike,
     student_head: ArrayLike,

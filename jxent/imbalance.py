@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 
+@_check.keywords
 def balanced_class_weights(counts: ArrayLike) -> jax.Array:
     """c_v = N/(V N_v): every class weighs the same in total, and the average row weighs 1.
 
@@ -72,6 +73,7 @@ def balanced_class_weights(counts: ArrayLike) -> jax.Array:
     return jnp.sum(_or(0.0, n)) / n / n.size
 
 
+@_check.keywords
 def effective_number_weights(counts: ArrayLike, beta: float) -> jax.Array:
     """c_v ∝ 1/E_v, E_v = (1 − β^N_v)/(1 − β), Σ_v c_v = V: more of the same counts less and less.
 
@@ -112,6 +114,7 @@ def effective_number_weights(counts: ArrayLike, beta: float) -> jax.Array:
     return each / jnp.mean(_or(0.0, each))
 
 
+@_check.keywords
 def logit_adjustment(logits: ArrayLike, prior: ArrayLike, tau: ArrayLike = 1.0) -> jax.Array:
     """z_v + τ log π_v: what to train on, so that the logits themselves favour no frequent class.
 
@@ -167,6 +170,7 @@ def logit_adjustment(logits: ArrayLike, prior: ArrayLike, tau: ArrayLike = 1.0) 
     return _logit_adjustment(z, pi, t)
 
 
+@_check.keywords
 def ldam_margins(counts: ArrayLike, max_margin: float = 0.5) -> jax.Array:
     """Δ_v = C N_v^(−1/4) with the largest, that of the rarest class, max_margin.
 
@@ -203,6 +207,7 @@ def ldam_margins(counts: ArrayLike, max_margin: float = 0.5) -> jax.Array:
     return largest * (jnp.min(_or(jnp.inf, n)) / n) ** 0.25
 
 
+@_check.keywords
 def ldam(row_losses: ArrayLike, labels: ArrayLike, margins: ArrayLike) -> jax.Array:
     """The row losses, had each label's logit been Δ_y less: −log(e^(z_y−Δ_y)/(e^(z_y−Δ_y) + …)).
 

@@ -35,9 +35,22 @@ from jxent._core.log_softmax import loss_dtype, pin_half_precision
 from jxent._losses.divergence import kl_divergence as _kl_from_log
 from jxent._typing import ArrayLike, Logits, PerRow
 
+__all__ = [
+    "entropy",
+    "cross_entropy",
+    "binary_cross_entropy",
+    "kl_divergence",
+    "js_divergence",
+    "perplexity",
+    "softmax_entropy",
+    "nats_to_bits",
+    "bits_to_nats",
+]
+
 Each = Float[Array, "*s"]  # one number for each class of each row
 
 
+@_check.keywords
 def entropy(p: ArrayLike) -> jax.Array:
     """H(p) = −Σ_v p_v log p_v, what is not known before looking.
 
@@ -68,6 +81,7 @@ def entropy(p: ArrayLike) -> jax.Array:
     return _by_row(_entropy, "entropy", (_check.probabilities("entropy", "p", p),))
 
 
+@_check.keywords
 def cross_entropy(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
     """H(p, q) = −Σ_v p_v log q_v, what q costs where p is the truth.
 
@@ -100,6 +114,7 @@ def cross_entropy(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
     return _by_row(_cross_entropy, "cross_entropy", _pair("cross_entropy", p, q), eps=eps)
 
 
+@_check.keywords
 def binary_cross_entropy(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
     """−p log q − (1 − p) log(1 − q), for every entry: each its own question, answered yes with q.
 
@@ -136,6 +151,7 @@ def binary_cross_entropy(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax
     return _each_alone(fn, *_pair(fn, p, q, rows=False), eps=_check.clip_fraction(fn, eps))
 
 
+@_check.keywords
 def kl_divergence(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
     """KL(p‖q) = Σ_v p_v log(p_v/q_v) = H(p, q) − H(p), what q costs beyond p's own entropy.
 
@@ -170,6 +186,7 @@ def kl_divergence(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
     return _by_row(_kl_divergence, "kl_divergence", _pair("kl_divergence", p, q), eps=eps)
 
 
+@_check.keywords
 def js_divergence(p: ArrayLike, q: ArrayLike) -> jax.Array:
     """JS(p, q) = (KL(p‖m) + KL(q‖m))/2, m = (p + q)/2: symmetric, and finite whatever is 0.
 
@@ -202,6 +219,7 @@ def js_divergence(p: ArrayLike, q: ArrayLike) -> jax.Array:
     return _by_row(_js_divergence, "js_divergence", _pair("js_divergence", p, q))
 
 
+@_check.keywords
 def perplexity(p: ArrayLike) -> jax.Array:
     """exp H(p), how many classes are as uncertain as p when all are equally probable.
 
@@ -231,6 +249,7 @@ def perplexity(p: ArrayLike) -> jax.Array:
     return jnp.exp(_by_row(_entropy, "perplexity", (_check.probabilities("perplexity", "p", p),)))
 
 
+@_check.keywords
 def softmax_entropy(logits: ArrayLike) -> jax.Array:
     """H(softmax(z)) from the logits, without a logarithm of a rounded probability.
 
@@ -267,6 +286,7 @@ def softmax_entropy(logits: ArrayLike) -> jax.Array:
     return _softmax_entropy(_check.logits("softmax_entropy", logits))
 
 
+@_check.keywords
 def nats_to_bits(nats: ArrayLike) -> jax.Array:
     """Nats / log 2: the same information in bits.
 
@@ -290,6 +310,7 @@ def nats_to_bits(nats: ArrayLike) -> jax.Array:
     return _check.number("nats_to_bits", "nats", nats) / math.log(2)
 
 
+@_check.keywords
 def bits_to_nats(bits: ArrayLike) -> jax.Array:
     """Bits · log 2: the same information in nats.
 

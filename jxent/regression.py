@@ -56,6 +56,7 @@ _NARROW = 0.5
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(6)
 
 
+@_check.keywords
 def gaussian_nll(
     mean: ArrayLike,
     target: ArrayLike,
@@ -131,6 +132,7 @@ def _gaussian_nll(mu: Each, y: Each, v: Float[Array, "..."], *, logged: bool) ->
     return 0.5 * (v + z * z + _LOG_2PI)
 
 
+@_check.keywords
 def two_hot(values: ArrayLike, bins: Support, *, outside: Outside = "error") -> jax.Array:
     """Each value as a distribution on the two nearest class values, with the value as its mean.
 
@@ -186,6 +188,7 @@ def _two_hot(y: Each, b: Points) -> Float[Array, "*s V"]:
     return jnp.where(jnp.isnan(y)[..., None] | ~_increasing(b), jnp.nan, t)
 
 
+@_check.keywords
 def hl_gauss(
     values: ArrayLike,
     edges: Support,
@@ -272,6 +275,7 @@ def _mass(a: Each, b: Each, width: Float[Array, "*#s"]) -> Each:
     return jnp.where(narrow, by_points, phi(upper) - phi(lower))
 
 
+@_check.keywords
 def expected_value(logits: ArrayLike, bins: Support, *, probabilities: bool = False) -> jax.Array:
     """The mean Σ_v p_v b_v of a predicted distribution: what a classifier of values predicts.
 
@@ -320,6 +324,7 @@ def _expected_value(z: Float[Array, "*s V"], b: Points, *, probabilities: bool) 
     return jnp.where(_increasing(b), mean, jnp.nan)
 
 
+@_check.keywords
 def bin_centers(edges: Support) -> jax.Array:
     """The middle of each bin, (e_v + e_{v+1})/2: the class values of `hl_gauss`.
 
@@ -348,6 +353,7 @@ def bin_centers(edges: Support) -> jax.Array:
     return middles
 
 
+@_check.keywords
 def count_outside(values: ArrayLike, support: Support) -> jax.Array:
     """How many values lie outside the support: what "clip" moves to an end.
 

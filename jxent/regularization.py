@@ -27,6 +27,7 @@ from jxent.information import softmax_entropy
 __all__ = ["gradient_penalty", "confidence_penalty"]
 
 
+@_check.keywords
 def gradient_penalty(
     loss_fn: Callable[..., Any],
     coefficient: ArrayLike,
@@ -97,6 +98,7 @@ def gradient_penalty(
     return penalised
 
 
+@_check.keywords
 def confidence_penalty(
     logits: ArrayLike, *, threshold: ArrayLike | None = None, where: ArrayLike | None = None
 ) -> jax.Array:

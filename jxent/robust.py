@@ -57,6 +57,7 @@ __all__ = ["generalized_cross_entropy", "symmetric_cross_entropy", "asymmetric_l
 _NEAR, _SMALL, _TERMS = 0.5, 0.1, 17
 
 
+@_check.keywords
 def generalized_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -112,6 +113,7 @@ def generalized_cross_entropy(
     return row_losses_of_nll(fn, _generalized, z, rows, {"q": q})
 
 
+@_check.keywords
 def symmetric_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -181,6 +183,7 @@ def symmetric_cross_entropy(
     return _both_ways_softly(z, t, kept, mask, c, a, b, log_zero=A)
 
 
+@_check.keywords
 def asymmetric_loss(
     logits: ArrayLike,
     labels: ArrayLike,

@@ -6,13 +6,14 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
 from jxent import _check, _compat
+
+__all__ = ["assert_gradients_match", "checked"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,6 +23,7 @@ _STEP = float(np.finfo(np.float64).eps) ** (1 / 3)
 _DIFFERENCE_RTOL = 1e-6
 
 
+@_check.keywords
 def assert_gradients_match(
     fn: Callable[..., Any],
     reference: Callable[..., Any],
@@ -65,6 +67,8 @@ def assert_gradients_match(
     References:
       Central differences: Nocedal & Wright, *Numerical Optimization* (2006), §8.1.
     """
+    import chex  # where it is used: `import jxent` is quicker without it
+
     moving = [i for i, arg in enumerate(args) if _differentiable(arg)]
     if not moving:
         raise ValueError(
@@ -114,6 +118,8 @@ def _refuse_vacuous(gradient: Any, atol: float) -> None:
 
 
 def _assert_slope(evaluate: Callable[[Any], jax.Array], at: Any, gradient: Any, d: Any) -> None:
+    import chex
+
     h = _STEP * max(1.0, *(float(jnp.max(jnp.abs(x), initial=0)) for x in jax.tree.leaves(at)))
     ahead = evaluate(jax.tree.map(lambda x, dx: x + h * dx, at, d))
     behind = evaluate(jax.tree.map(lambda x, dx: x - h * dx, at, d))
@@ -128,6 +134,7 @@ def _assert_slope(evaluate: Callable[[Any], jax.Array], at: Any, gradient: Any, 
     )
 
 
+@_check.keywords
 def checked(fn: Callable[P, R]) -> Callable[P, R]:
     """fn, raising where jit alone can only give NaN.
 
@@ -155,7 +162,7 @@ def checked(fn: Callable[P, R]) -> Callable[P, R]:
       ...     jxent.testing.checked(step)(jnp.zeros((2, 3)), jnp.array([0, 7]))
       ... except ValueError as error:
       ...     print(str(error).split(";")[0])
-      cross_entropy: `labels`[1] = 7 is outside [0, 3)
+      cross_entropy: `targets`[1] = 7 is outside [0, 3)
 
     References:
       `jax.experimental.checkify`.

@@ -215,6 +215,11 @@ class Loss:
     def labelled(self) -> bool:
         return self.rows in (label_rows, hidden_rows)
 
+    @property
+    def argument(self) -> str:
+        """The argument that takes the labels."""
+        return "targets" if self.fn is _training else "labels"
+
 
 def linear(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """fn of hidden states in front of a head of 1s, so that its logits are they."""

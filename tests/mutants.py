@@ -609,6 +609,13 @@ MUTANTS = [
     ),
     Mutant(
         "_check.py",
+        "if name in known - given",
+        "if name in known",
+        "test_public.py",
+        "several_meanings or told_by_python",
+    ),
+    Mutant(
+        "_check.py",
         "values = np.where(keep, values, 0)\n    within_unit",
         "values = np.asarray(values)\n    within_unit",
         "test_binary.py",

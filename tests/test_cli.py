@@ -10,6 +10,7 @@ import tempfile
 
 import pytest
 
+import jxent
 from jxent._cli import demo, display, gradcheck
 from jxent._cli import main as cli
 
@@ -58,6 +59,7 @@ def test_json_has_every_number(trained):
         "label_smoothing": 0.1,
         "class_weights": "balanced",
     }
+    assert record["versions"]["jxent"] == jxent.__version__
     for name, version in record["versions"].items():
         assert f"{name} {version}" in printed
     assert f"device: {record['device']}" in printed

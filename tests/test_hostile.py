@@ -302,7 +302,8 @@ def test_wide_labels_are_not_narrowed_first(loss, x64):
     np.testing.assert_array_equal(np.isnan(value), np.array([False, True, True]) | loss.summed)
     np.testing.assert_array_equal(np.isnan(gradient).all(-1), [False, True, True])
     np.testing.assert_array_equal(np.isnan(gradient).any(-1), [False, True, True])
-    with pytest.raises(ValueError, match=r"`labels`\[1\] = 4294967297 is outside \[0, 4\)"):
+    words = rf"`{loss.argument}`\[1\] = 4294967297 is outside \[0, 4\)"
+    with pytest.raises(ValueError, match=words):
         loss.fn(z, np.asarray(y))
 
 
@@ -313,7 +314,9 @@ def test_concrete_bad_labels_raise(loss, make, label):
     if make is jnp.asarray and label > 2**31:
         return
     z, y = jnp.zeros((3, 4)), make([0, label, 2])
-    words = re.escape(f"`labels`[1] = {label} is outside [0, 4); drop such rows with where= or")
+    words = re.escape(
+        f"`{loss.argument}`[1] = {label} is outside [0, 4); drop such rows with where= or"
+    )
     with pytest.raises(ValueError, match=words):
         loss.fn(z, y)
     with pytest.raises(ValueError, match=words):
@@ -337,7 +340,7 @@ def test_wrong_labels_raise(loss, wrong, unhooked):
     labels, error, words = WRONG_LABELS[wrong]
     if loss.soft_too:
         error, words = (TypeError, ValueError), "must (have the logits' shape|be integers)"
-    with pytest.raises(error, match=rf"`labels` .*{words}"):
+    with pytest.raises(error, match=rf"`{loss.argument}` .*{words}"):
         loss.fn(jnp.zeros((4, 5)), labels)
 
 
@@ -445,8 +448,8 @@ ERRORS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], s
         TypeError,
         r"`logits` must be floating point, got",
     ),
-    "float labels": (_ce, (Z, T[:, 0]), {}, TypeError, r"`labels` must be integers, got float32"),
-    "bool labels": (_ce, (Z, Y == 0), {}, TypeError, r"`labels` must be integers, got bool"),
+    "float labels": (_ce, (Z, T[:, 0]), {}, TypeError, r"`targets` must be integers, got float32"),
+    "bool labels": (_ce, (Z, Y == 0), {}, TypeError, r"`targets` must be integers, got bool"),
     "[N, 1] labels": (
         _ce,
         (Z, Y[:, None]),

@@ -137,16 +137,9 @@ def public_functions() -> dict[str, Callable[..., Any]]:
         if not isinstance(value, types.ModuleType):
             found[f"jxent.{name}"] = value
             continue
-        for inner in public_in(value):
+        for inner in value.__all__:
             found[f"jxent.{name}.{inner}"] = getattr(value, inner)
     return found
-
-
-def public_in(module: types.ModuleType) -> list[str]:
-    """The public names of a namespace: its `__all__`, or else the functions written in it."""
-    own = lambda x: callable(x) and getattr(x, "__module__", None) == module.__name__
-    written = [name for name, x in vars(module).items() if own(x) and not name.startswith("_")]
-    return getattr(module, "__all__", written)
 
 
 PUBLIC = public_functions()
@@ -201,10 +194,10 @@ NOT_DIFFERENTIATED = {
     "jxent.imbalance.ldam_margins",
     "jxent.information.bits_to_nats",
     "jxent.information.nats_to_bits",
-    *(f"jxent.regression.{name}" for name in public_in(jxent.regression) if name != "gaussian_nll"),
-    *(f"jxent.metrics.{name}" for name in public_in(jxent.metrics)),
-    *(f"jxent.selection.{name}" for name in public_in(jxent.selection)),
-    *(f"jxent.testing.{name}" for name in public_in(jxent.testing)),
+    *(f"jxent.regression.{name}" for name in jxent.regression.__all__ if name != "gaussian_nll"),
+    *(f"jxent.metrics.{name}" for name in jxent.metrics.__all__),
+    *(f"jxent.selection.{name}" for name in jxent.selection.__all__),
+    *(f"jxent.testing.{name}" for name in jxent.testing.__all__),
 }
 
 
@@ -263,3 +256,18 @@ def test_module_docstrings(name):
     module = importlib.import_module("jxent" if name == "__init__" else f"jxent.{name}")
     assert module.__doc__
     run_doctests(module.__name__, module, {})
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "CHANGELOG.md"])
+def test_paths_that_contributors_read_exist(name):
+    """A file that moves is renamed there too."""
+    paths = re.findall(
+        r"`((?:jxent|tests|\.github)/[\w./]*)`", (ROOT / ".github" / name).read_text()
+    )
+    assert paths
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_the_changelog_has_this_version():
+    changelog = (ROOT / ".github" / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## \[{re.escape(jxent.__version__)}\]", changelog, re.MULTILINE)

@@ -344,8 +344,9 @@ def test_errors(call, error, message, unhooked):
 
 def test_checked_names_the_label():
     step = jax.jit(lambda z, y: ClassificationMetrics.empty(3).update(z, y))
-    with pytest.raises(ValueError, match=r"`labels`\[1\] = 7 is outside \[0, 3\)"):
-        jxent.testing.checked(step)(jnp.zeros((2, 3)), jnp.array([0, 7]))
+    words = r"^ClassificationMetrics.update: `labels`\[0, 1\] = 7 is outside \[0, 3\)"
+    with pytest.raises(ValueError, match=words):
+        jxent.testing.checked(step)(jnp.zeros((1, 2, 3)), jnp.array([[0, 7]]))
 
 
 # --- inside JAX -------------------------------------------------------------------------------

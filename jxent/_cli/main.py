@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from jxent import selection
+from jxent import __version__, selection
 from jxent._cli import bench_dense, bench_linear, demo, gradcheck, predictions
 from jxent._cli.scores import score
 from jxent.selection.bootstrap import least_resamples
@@ -37,7 +37,7 @@ PROGRAM = "python -m jxent"
 FAILED, BAD_FLAG, INTERRUPTED = 1, 2, 130
 LARGEST_SEED = 2**32 - 1  # NumPy's
 CURVES, RESULTS, HELD_OUT = "curves.png", "results.json", "held_out.npz"
-PACKAGES = ("jxent", "jax", "jaxlib", "optax", "numpy", "scikit-learn")
+PACKAGES = ("jax", "jaxlib", "optax", "numpy", "scikit-learn")
 
 
 class Refused(Exception):
@@ -565,7 +565,7 @@ def _make_writable(flag: str, given: Path, *files: Path) -> None:
 
 def _versions(others: Sequence[str] = ()) -> dict[str, str]:
     """Python, the packages in use, and those of the others that are installed."""
-    versions = {"Python": platform.python_version()}
+    versions = {"Python": platform.python_version(), "jxent": __version__}
     for name in (*PACKAGES, *others):
         try:
             versions[name] = metadata.version(name)

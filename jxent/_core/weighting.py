@@ -256,9 +256,17 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    fn: str, dtype: jnp.dtype, classes: int, rows: RowInputs, options: LossOptions
+    fn: str,
+    dtype: jnp.dtype,
+    classes: int,
+    rows: RowInputs,
+    options: LossOptions,
+    name: str = "labels",
 ) -> Prepared:
-    """Turn checked inputs and options into coefficients, in the dtype of the loss."""
+    """Turn checked inputs and options into coefficients, in the dtype of the loss.
+
+    `name` is what `fn` calls its targets, for errors.
+    """
     cast = lambda x: None if x is None else x.astype(dtype)  # noqa: E731
     w = cast(rows.row_weights)
     rows = rows._replace(
@@ -272,7 +280,7 @@ def prepare(
     weights = row_weight(shape, rows.row_mask, rows.row_weights, own, dtype)
     if is_labels(t):
         y = narrow(t, classes)
-        _check.traced_labels(fn, t, y, rows.row_mask, classes)
+        _check.traced_labels(fn, t, y, rows.row_mask, classes, name)
         rows = rows._replace(targets=y)
     terms = TermOptions(
         softcap=options.logit_softcap,
@@ -283,10 +291,15 @@ def prepare(
 
 
 def weighted_rows(
-    terms: Callable[..., RowTerms], fn: str, z: Logits, rows: RowInputs, options: LossOptions
+    terms: Callable[..., RowTerms],
+    fn: str,
+    z: Logits,
+    rows: RowInputs,
+    options: LossOptions,
+    name: str = "labels",
 ) -> tuple[PerRow, PerRow]:
     """Compute each row's loss and weight, by `row_terms` or `training_row_terms`."""
-    prepared = prepare(fn, loss_dtype(z.dtype), z.shape[-1], rows, options)
+    prepared = prepare(fn, loss_dtype(z.dtype), z.shape[-1], rows, options, name)
     t, kept, mask, c, _ = prepared.rows
     row = terms(prepared.options, *vary_alike(z, t, c, mask, kept))
     return combine_terms(prepared.by, row), prepared.weights

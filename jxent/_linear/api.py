@@ -29,6 +29,7 @@ from jxent._linear.row_loss import CrossEntropyRows, Operands, RowReduction
 from jxent._typing import ArrayLike, AxisNames, Labels, PerRow, ReductionKind, RowMask
 
 
+@_check.keywords
 def linear_cross_entropy(
     hidden: ArrayLike,
     head: ArrayLike,
@@ -204,6 +205,7 @@ class LogProbs(NamedTuple):
     entropy: PerRow
 
 
+@_check.keywords
 def linear_log_probs(
     hidden: ArrayLike,
     head: ArrayLike,
@@ -277,6 +279,7 @@ class Predictions(NamedTuple):
     log_probs: PerRow
 
 
+@_check.keywords
 def linear_predictions(
     hidden: ArrayLike,
     head: ArrayLike,

@@ -25,6 +25,7 @@ from jxent._core.weighting import (
 from jxent._typing import ArrayLike, AxisNames, Logits, PerRow, ReductionKind
 
 
+@_check.keywords
 def cross_entropy(
     logits: ArrayLike,
     targets: ArrayLike,
@@ -107,7 +108,7 @@ def cross_entropy(
     ignore = _check.ignore_index(fn, ignore_index, labelled=is_labels(t))
     where_rows, mask = _check.where(fn, where, z.shape)
     kept = kept_rows(t, where_rows, ignore)
-    _check.label_values(fn, targets, z.shape[-1], kept)
+    _check.label_values(fn, targets, z.shape[-1], kept, "targets")
     rows = RowInputs(
         t,
         kept,
@@ -125,10 +126,13 @@ def cross_entropy(
 def _cross_entropy(
     z: Logits, rows: RowInputs, reduction: Reduction, *, options: LossOptions
 ) -> jax.Array:
-    losses, weights = weighted_rows(training_row_terms, "cross_entropy", z, rows, options)
+    losses, weights = weighted_rows(
+        training_row_terms, "cross_entropy", z, rows, options, "targets"
+    )
     return reduce(losses, weights, reduction)
 
 
+@_check.keywords
 def label_weights(
     labels: ArrayLike,
     *,

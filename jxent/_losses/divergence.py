@@ -31,6 +31,7 @@ Each = Float[Array, "*s"]  # one number for each class of each row
 Tangents = tuple[Any, ...]
 
 
+@_check.keywords
 def kl_divergence(
     log_predictions: ArrayLike,
     targets: ArrayLike,
@@ -77,6 +78,7 @@ def kl_divergence(
     return _kl_divergence(q, t, counts, axes=axes)
 
 
+@_check.keywords
 def kl_divergence_with_log_targets(
     log_predictions: ArrayLike,
     log_targets: ArrayLike,

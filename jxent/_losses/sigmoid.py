@@ -39,6 +39,7 @@ from jxent._typing import ArrayLike, AxisNames, ReductionKind
 Tangents = tuple[Any, ...]
 
 
+@_check.keywords
 def sigmoid_binary_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -113,6 +114,7 @@ def sigmoid_binary_cross_entropy(
     return elementwise.losses(fn, _bce, _weighable, (eps,), x, y, (w,), which)
 
 
+@_check.keywords
 def sigmoid_focal_loss(
     logits: ArrayLike,
     labels: ArrayLike,

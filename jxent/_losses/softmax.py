@@ -22,6 +22,7 @@ from jxent._core.weighting import RowInputs, loss_options
 from jxent._typing import ArrayLike, Axes, Scalar
 
 
+@_check.keywords
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -82,6 +83,7 @@ def softmax_cross_entropy_with_integer_labels(
     return weighted_row_losses(fn, z, RowInputs(y, kept, mask, c), options)
 
 
+@_check.keywords
 def softmax_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -140,6 +142,7 @@ def softmax_cross_entropy(
 safe_softmax_cross_entropy = softmax_cross_entropy
 
 
+@_check.keywords
 def softmax_focal_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -190,6 +193,7 @@ def softmax_focal_loss(
     return row_losses_of_nll(fn, _focal_of_nll, z, rows, {"gamma": gamma})
 
 
+@_check.keywords
 def poly_loss_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -257,7 +261,9 @@ def _modulation(nll: Array, gamma: Scalar) -> Array:
 
 
 @_focal_of_nll.defjvp
-def _focal_of_nll_jvp(primals: tuple[Array, Scalar], tangents: tuple[Array, Scalar]) -> tuple:
+def _focal_of_nll_jvp(
+    primals: tuple[Array, Scalar], tangents: tuple[Array, Scalar]
+) -> tuple[Array, Array]:
     """Differentiate (1−p)^γ nll: d/dnll = (1−p)^γ (1 + γ nll/(e^nll − 1)), finite for γ ≥ 0."""
     nll, gamma = primals
     nll_dot, gamma_dot = tangents

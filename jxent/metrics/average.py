@@ -20,6 +20,7 @@ from jxent._core.safe_math import multiply_no_nan
 from jxent._typing import ArrayLike, AxisNames
 
 
+@_check.made_by("empty()", "of(values)")
 class Average(NamedTuple):
     """A mean on its way: Σ w x and Σ w, each with what rounding took from it.
 
@@ -50,17 +51,20 @@ class Average(NamedTuple):
     weight_rest: Any = 0.0
 
     @classmethod
+    @_check.keywords
     def empty(cls, dtype: Any = jnp.float32) -> "Average":
         """Nothing yet, in float32 or float64: the mean is NaN until something comes."""
         return nothing(_check.sums_dtype("Average.empty", dtype))
 
     @classmethod
+    @_check.keywords
     def of(cls, values: ArrayLike, weights: ArrayLike | None = None) -> "Average":
         """All values of an array; a weight of 0 drops its value, whatever that is."""
         x = _check.entries("Average.of", "values", values)
         w = _check.weights("Average.of", "weights", weights, x.shape)
         return _average_of(x, w)
 
+    @_check.keywords
     def update(self, values: ArrayLike, weights: ArrayLike | None = None) -> "Average":
         """These values as well."""
         return self.merge(Average.of(values, weights))

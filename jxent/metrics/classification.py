@@ -105,6 +105,7 @@ class Summary(NamedTuple):
         return "\n".join(f"{a:<20}{b:>13}  {c}".rstrip() for a, b, c in lines)
 
 
+@_check.made_by("empty(classes)")
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=(
@@ -173,6 +174,7 @@ class ClassificationMetrics:
     top_k: tuple[int, ...]
 
     @classmethod
+    @_check.keywords
     def empty(
         cls,
         classes: int,
@@ -211,6 +213,7 @@ class ClassificationMetrics:
             top_k=top_k,
         )
 
+    @_check.keywords
     def update(
         self,
         logits: ArrayLike,
@@ -309,6 +312,8 @@ def rows_of(
     keep = _check.rows_kept(fn, where, y.shape, "logits")
     kept = kept_rows(y, keep, _check.ignore_index(fn, ignore_index, labelled=True))
     _check.label_values(fn, labels, z.shape[-1], kept)
+    if _check.CHECKING.get():
+        _check.traced_labels(fn, y, narrow(y, z.shape[-1]), kept, z.shape[-1])
     return z, y, kept, _check.weights(fn, "row_weights", row_weights, y.shape)
 
 

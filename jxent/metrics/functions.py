@@ -36,6 +36,7 @@ def _measure(
     return getattr(add(empty, z, y, kept, w, None).summary(), number)
 
 
+@_check.keywords
 def log_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -76,6 +77,7 @@ def log_loss(
     return _measure(*rows, number="log_loss")
 
 
+@_check.keywords
 def accuracy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -111,6 +113,7 @@ def accuracy(
     return _measure(*rows, number="accuracy")
 
 
+@_check.keywords
 def top_k_accuracy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -149,6 +152,7 @@ def top_k_accuracy(
     return _measure(*rows, number="top_k_accuracy", top_k=(_check.whole(fn, "k", k, 1),))[0]
 
 
+@_check.keywords
 def brier_score(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -186,6 +190,7 @@ def brier_score(
     return _measure(*rows, number="brier_score")
 
 
+@_check.keywords
 def expected_calibration_error(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -228,6 +233,7 @@ def expected_calibration_error(
     return _measure(*rows, number=fn, bins=_check.whole(fn, "bins", bins, 1))
 
 
+@_check.keywords
 def reliability_curve(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -284,6 +290,7 @@ def _curve_of_class(
     return curve(*(average.poisoned(m.poison) for average in both))
 
 
+@_check.keywords
 def fit_temperature(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -347,6 +354,7 @@ def _measure_labelled(
     return getattr(add_labelled(empty, z, y, kept, w).summary(), number)
 
 
+@_check.keywords
 def multilabel_log_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -388,6 +396,7 @@ def multilabel_log_loss(
     return _measure_labelled(*rows, number="log_loss")
 
 
+@_check.keywords
 def hamming_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -423,6 +432,7 @@ def hamming_loss(
     return _predicted("hamming_loss", logits, labels, threshold, where, row_weights)
 
 
+@_check.keywords
 def subset_accuracy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -457,6 +467,7 @@ def subset_accuracy(
     return _predicted("subset_accuracy", logits, labels, threshold, where, row_weights)
 
 
+@_check.keywords
 def f1_score(
     logits: ArrayLike,
     labels: ArrayLike,

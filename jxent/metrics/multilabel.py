@@ -114,6 +114,7 @@ class MultiLabelSummary(NamedTuple):
         return "\n".join(f"{a:<20}{b:>13}  {c}".rstrip() for a, b, c in lines)
 
 
+@_check.made_by("empty(classes)")
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=(
@@ -174,6 +175,7 @@ class MultiLabelMetrics:
     threshold: float
 
     @classmethod
+    @_check.keywords
     def empty(
         cls,
         classes: int,
@@ -211,6 +213,7 @@ class MultiLabelMetrics:
             threshold=_check.strictly_between(fn, "threshold", threshold),
         )
 
+    @_check.keywords
     def update(
         self,
         logits: ArrayLike,

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from jxent._core.log_softmax import loss_dtype
@@ -29,6 +28,8 @@ def _cooled(z: Logits, log_T: Scalar) -> Logits:
 @partial(jax.jit, inline=True)
 def fit(z: Logits, y: Labels, kept: RowMask | None, w: PerRow | None) -> Scalar:
     """The temperature, by L-BFGS."""
+    import optax  # where it is used: `import jxent` is quicker without it
+
     z = z.astype(loss_dtype(z.dtype))
     weight = jnp.ones(y.shape, z.dtype) if w is None else w
     weight = weight if kept is None else jnp.where(kept, weight, 0)

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +131,7 @@ def watched(items: Sequence[T], what: str) -> Iterator[T]:
             bars.stop()
 
 
-def _bars():
+def _bars() -> Any:
     try:
         from rich.console import Console
         from rich.progress import Progress

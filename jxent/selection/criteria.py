@@ -8,6 +8,7 @@ from jxent import _check
 from jxent._typing import ArrayLike
 
 
+@_check.keywords
 def log_likelihood(row_losses: ArrayLike) -> float:
     """log L = −Σ ℓ_i: how probable the model found the labels, all together.
 
@@ -32,6 +33,7 @@ def log_likelihood(row_losses: ArrayLike) -> float:
     return -float(np.sum(_check.losses_of_rows("log_likelihood", row_losses)))
 
 
+@_check.keywords
 def aic(row_losses: ArrayLike, parameters: int) -> float:
     """AIC = 2k − 2 log L = 2k + 2 Σ ℓ_i: Akaike's criterion, less is better.
 
@@ -62,6 +64,7 @@ def aic(row_losses: ArrayLike, parameters: int) -> float:
     return 2 * k + 2 * float(np.sum(_check.losses_of_rows("aic", row_losses)))
 
 
+@_check.keywords
 def bic(row_losses: ArrayLike, parameters: int) -> float:
     """BIC = k log N − 2 log L = k log N + 2 Σ ℓ_i: Schwarz's criterion, less is better.
 

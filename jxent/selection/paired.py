@@ -16,6 +16,7 @@ _ROUNDINGS = 8  # of the largest loss: by so much differences may differ and sti
 _TIE = 1e-5  # standard errors: what float32 sums of the resamples may be off
 
 
+@_check.keywords
 def compare(
     losses: Mapping[str, ArrayLike],
     *,
