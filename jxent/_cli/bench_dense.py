@@ -1,8 +1,8 @@
-"""Time and memory of the dense losses beside optax's, as ratios within one run.
+"""Measure time and memory of the dense losses beside optax's, as ratios within one run.
 
 Every contender is a process of its own, because programs that share one disturb each other, and
 keeps the memory it frees: whether the system takes 32 MB back is chance, and costs five times the
-loss.  optax runs twice: its distance from itself says what a difference means.  Each contender's
+loss.  optax runs twice: its ratio to itself is the noise of every other ratio.  Each contender's
 loss and gradient are compared with float64 in the same run, so that a speed-up cannot be a mistake.
 """
 
@@ -68,7 +68,7 @@ def _copy(z: jax.Array, _: jax.Array) -> jax.Array:
     return -z
 
 
-# A copy reads and writes the logits once: what memory alone costs.
+# A copy reads and writes the logits once: the cost of memory alone.
 COPY = "copy"
 CONTENDERS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     REFERENCE: optax_cross_entropy,
@@ -136,16 +136,16 @@ def _start_process(stack: ExitStack, case: DenseCase, name: str) -> _Contender:
     """Start a contender in a process of its own, which ends when the stack closes."""
     os.environ.update(_PROCESS_ENVIRONMENT)
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, case, name), daemon=True)
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, case, name), daemon=True)
     process.start()
     stack.callback(process.kill)
 
-    def ask(attribute: str) -> Any:
-        ours.send(attribute)
-        return ours.recv()
+    def request(attribute: str) -> Any:
+        here.send(attribute)
+        return here.recv()
 
-    return _Contender(partial(ask, "facts"), partial(ask, "time"))
+    return _Contender(partial(request, "facts"), partial(request, "time"))
 
 
 def _serve(end: Connection, case: DenseCase, name: str) -> None:

@@ -1,9 +1,9 @@
-"""Time and memory of a projection's cross-entropy, with gradients, beside what others offer.
+"""Measure time and memory of a projection's cross-entropy, with gradients, beside its peers.
 
 All contenders run in one process.  Shown are a contender's time divided by that of
 `optax(hidden @ head)`, and the time of the bare products (h·w, dz·wᵀ, hᵀ·dz in the operands' dtype)
-divided by its own: the share of the ceiling.  optax runs twice: its distance from itself says what
-a difference means.  Each contender's loss and gradients are compared with float64 in the same run,
+divided by its own: the share of the ceiling.  optax runs twice: its ratio to itself is the noise of
+every other ratio.  Each contender's loss and gradients are compared with float64 in the same run,
 so that a speed-up cannot be a mistake.  A contender that would not fit into memory is not started.
 """
 

@@ -1,4 +1,4 @@
-"""How both benchmarks time: interleaved rounds, ratios within a round, optax as the reference.
+"""Time contenders in interleaved rounds, and divide by the reference's time in the same round.
 
 Rounds are interleaved and their order rotates, so that a machine that slows down slows every
 contender down.  A ratio is the median, over rounds, of a contender's time divided by the
@@ -16,7 +16,7 @@ REFERENCE = "optax"
 
 def optax_cross_entropy(z: jax.Array, labels: jax.Array) -> jax.Array:
     """Compute the reference's mean loss of logits."""
-    import optax  # by those who bench only
+    import optax  # only a benchmark needs it here
 
     return optax.softmax_cross_entropy_with_integer_labels(z, labels).mean()
 

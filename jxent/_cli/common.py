@@ -1,4 +1,4 @@
-"""What the verbs share: the error that ends a command, argument types, files, versions, device."""
+"""Shared by the verbs: the error that ends a command, argument types, files, versions, device."""
 
 import argparse
 import importlib.util
