@@ -1,9 +1,9 @@
-"""The verb `compare`: saved predictions are read, scored, compared and written about.
+"""The verb `compare`: read saved predictions, score and compare them, write the result.
 
 read     labels, every model's predictions, weights and groups, from files    → Inputs
 score    every model's row losses and figures                                 → Score
 compare  the models whose log loss is finite, in pairs                        → Comparison
-write    what was found, to the terminal, as JSON and as a picture
+write    every number, to the terminal, as JSON and as a picture
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""What every verb shows with: the terminal, tables, progress bars, the verdict, pictures.
+"""Shared by the verbs to show results: terminal, tables, progress bars, verdict, pictures.
 
 rich is optional: it is imported when something is shown, so that every verb can be imported, and
-say what it needs, without it.
+name the packages it needs, without it.
 """
 
 import io

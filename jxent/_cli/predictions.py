@@ -137,16 +137,16 @@ def _check_rows(given: str, bad: np.ndarray, x: np.ndarray, words: str) -> None:
 def _infer_kind(given: str, x: np.ndarray) -> str:
     """Return the only kind that the numbers can be."""
     low, high = np.min(x), np.max(x)
-    ask = "; say which with --kind logits, log-probs or probs"
+    hint = "; say which with --kind logits, log-probs or probs"
     if x.ndim == 1:
         if np.all(x == np.round(x)):
-            raise InputFileError(f"{given}: whole numbers [N], as of predicted classes{ask}")
+            raise InputFileError(f"{given}: whole numbers [N], as of predicted classes{hint}")
         if low >= 0 and high <= 1:
             return "probs"
         if low < -SUM_TOLERANCE and high > 1 + SUM_TOLERANCE:
             return "logits"
         raise InputFileError(
-            f"{given}: numbers from {low:g} to {high:g} could be several things{ask}"
+            f"{given}: numbers from {low:g} to {high:g} could be several things{hint}"
         )
     sums = np.sum(x, axis=1)
     if low >= 0 and high <= 1 + SUM_TOLERANCE and _are_one(sums):
@@ -156,12 +156,12 @@ def _infer_kind(given: str, x: np.ndarray) -> str:
     if low >= -SUM_TOLERANCE:
         raise InputFileError(
             f"{given}: none is negative, but row {int(np.argmax(np.abs(sums - 1)))} sums to "
-            f"{sums[np.argmax(np.abs(sums - 1))]:g}, not 1: probabilities or logits?{ask}"
+            f"{sums[np.argmax(np.abs(sums - 1))]:g}, not 1: probabilities or logits?{hint}"
         )
     if high <= SUM_TOLERANCE:
         raise InputFileError(
             f"{given}: none is positive, but their exponentials do not sum to 1 in each row: "
-            f"log-probabilities or logits?{ask}"
+            f"log-probabilities or logits?{hint}"
         )
     return "logits"
 

@@ -185,8 +185,8 @@ def show_result(console: display.Console, result: demo.Result) -> None:
             console.print(
                 f"{name}: scikit-learn raises p_y to 2.2e-16 in {e.clipped} rows, jxent does not"
             )
-    guess = result.class_frequencies_log_loss
-    console.print(f"knowing only how frequent each class is: {guess:.6f} nats")
+    frequencies = result.class_frequencies_log_loss
+    console.print(f"knowing only how frequent each class is: {frequencies:.6f} nats")
     console.print("\n[bold]With a temperature[/bold], each half's fitted to the other half")
     numbers = ["temperatures", "log loss\n(nats)", "calibration\nerror"]
     table = display.make_table("model", numbers=numbers)
