@@ -235,7 +235,7 @@ def test_interrupting_is_one_line(monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "run", interrupted)
+    monkeypatch.setattr(demo, "train_and_compare", interrupted)
     code, line = refused(capsys, *QUICK)
     assert code == common.INTERRUPTED
     assert line.endswith("interrupted")

@@ -90,7 +90,7 @@ def test_the_step_is_gradient_descent_on_the_weighted_smoothed_loss(iris):
 )
 def test_log_loss_is_scikit_learns_unweighted_and_unsmoothed(config, iris):
     weights = config.class_weights and balanced_class_weights(np.bincount(iris.labels))
-    result = demo.run(config, iris)
+    result = demo.train_and_compare(config, iris)
     for model in demo.MODELS:
         params, _ = demo.train(
             model,
@@ -143,14 +143,14 @@ def test_a_log_loss_that_scikit_learn_denies_is_refused(iris, monkeypatch):
 
 def test_the_same_seed_gives_the_same_numbers(iris):
     config = demo.Config("iris", epochs=2)
-    first, second = (demo.run(config, iris) for _ in range(2))
+    first, second = (demo.train_and_compare(config, iris) for _ in range(2))
     assert first.histories == second.histories
     assert first.comparison == second.comparison
-    assert demo.run(config._replace(seed=1), iris).histories != first.histories
+    assert demo.train_and_compare(config._replace(seed=1), iris).histories != first.histories
 
 
 def test_the_comparison_is_of_the_rows(iris):
-    result = demo.run(demo.Config("iris", epochs=2), iris)
+    result = demo.train_and_compare(demo.Config("iris", epochs=2), iris)
     rows = {name: e.score.rows for name, e in result.evaluations.items()}
     (pair,) = result.comparison.pairs
     losses = {name: e.log_loss for name, e in result.evaluations.items()}

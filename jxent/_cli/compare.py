@@ -1,9 +1,11 @@
 """The verb `compare`: read saved predictions, score and compare them, write the result.
 
-read     labels, every model's predictions, weights and groups, from files    → Inputs
-score    every model's row losses and figures                                 → Score
-compare  the models whose log loss is finite, in pairs                        → Comparison
-write    every number, to the terminal, as JSON and as a picture
+    read     labels, every model's predictions, weights and groups, from files    → Inputs
+    score    every model's row losses and figures                                 → Score
+    compare  the models whose log loss is finite, in pairs                        → Comparison
+    write    every number, to the terminal, as JSON and as a picture
+
+Every flag, file and place to write is checked before anything is computed.
 """
 
 import argparse

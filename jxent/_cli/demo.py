@@ -283,7 +283,7 @@ def class_frequencies_log_loss(data: Data) -> float:
     return float(-np.log(frequencies[data.held_out_labels]).mean())
 
 
-def run(
+def train_and_compare(
     config: Config, data: Data, *, on_epoch: Callable[[str, Epoch], None] = lambda name, epoch: None
 ) -> Result:
     """Train and evaluate every model, and compare the two."""

@@ -95,7 +95,7 @@ def run_train(options: argparse.Namespace) -> int:
     show_data(console, config, data)
     names = [model.name for model in demo.MODELS]
     with show_epochs(console, names, config.epochs) as advance, _defer_interrupt(advance) as tick:
-        result = demo.run(config, data, on_epoch=tick)
+        result = demo.train_and_compare(config, data, on_epoch=tick)
     show_result(console, result)
     seconds = time.perf_counter() - start
     if options.out is not None:
