@@ -282,7 +282,7 @@ def test_help(verb, capsys):
 
 def test_verbs_are_imported_without_what_only_some_need():
     """Who lacks an optional package gets help and a line that names it, not an ImportError."""
-    absent = ("rich", "matplotlib", "sklearn", "torch", "tokamax")
+    absent = ("optax", "chex", "rich", "matplotlib", "sklearn", "torch", "tokamax")
     program = (
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({absent}))\n"  # None: importing it is an error

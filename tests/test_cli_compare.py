@@ -515,6 +515,12 @@ def test_a_missing_extra_is_named(flags, module, here, monkeypatch, capsys):
     assert "needs: pip install 'jxent[demo]'" in line and module in line
 
 
+def test_it_needs_neither_optax_nor_chex(here, monkeypatch, capsys):
+    for module in ("optax", "chex"):
+        monkeypatch.setitem(sys.modules, module, None)  # importing it is an error
+    assert "good is better than bad" in ran(capsys, "labels.npy", "good.npy", "bad.npy")
+
+
 def test_help(capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main(["compare", "--help"])
