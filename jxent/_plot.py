@@ -1,4 +1,4 @@
-"""Pictures of a comparison and of a calibration, in matplotlib, if it is there."""
+"""Draw a comparison and a calibration, in matplotlib, which is optional."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-# Okabe and Ito's, told apart by colour-blind readers too.
+# Okabe and Ito's, which colour-blind readers can tell apart.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 COLOURS = PALETTE[:2]
 
 _Z = 1.959963984540054  # Φ⁻¹(0.975)
-_DISC = 2000  # points², of all rows
+_DISCS_AREA = 2000  # points², of all bins together
 
 
 def _axes(ax: Any, height: float) -> Any:
+    """Return the axes given, or new ones."""
     if ax is not None:
         return ax
     from matplotlib import pyplot as plt
@@ -23,12 +24,12 @@ def _axes(ax: Any, height: float) -> Any:
 
 
 def _legend(ax: Any, columns: int = 1) -> None:
-    """Above, where nothing is drawn."""
+    """Add a legend above the axes, where nothing is drawn."""
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=8)
 
 
 def differences(pairs: Sequence[Any], *, level: str, xlabel: str, ax: Any = None) -> Any:
-    """The `Difference` of every pair, with both intervals."""
+    """Draw the `Difference` of every pair, with both intervals."""
     ax = _axes(ax, 1.5 + 0.5 * len(pairs))
     t, bootstrap = COLOURS
     for place, d in enumerate(pairs):
@@ -57,7 +58,7 @@ def reliability(
     label: str | None = None,
     ax: Any = None,
 ) -> Any:
-    """Share of right predictions against confidence, bin by bin, with Wilson intervals."""
+    """Draw the share of right predictions against confidence, by bin, with Wilson intervals."""
     ax = _axes(ax, 5.0)
     some = rows > 0
     n, sure, right = (np.asarray(x[some], np.float64) for x in (rows, confidence, accuracy))
@@ -79,8 +80,8 @@ def reliability(
         elinewidth=0.8,
         label=f"{words}calibration error {error:.4f}",
     )
-    # How much each bin tells: the area of its disc.
-    ax.scatter(sure, right, s=_DISC * n / np.sum(n), color=colour, alpha=0.2, linewidths=0)
+    # The area of a disc is its bin's share of the rows.
+    ax.scatter(sure, right, s=_DISCS_AREA * n / np.sum(n), color=colour, alpha=0.2, linewidths=0)
     ax.set(xlabel="confidence", ylabel="share of right predictions", xlim=(0, 1), ylim=(0, 1.02))
     ax.grid(alpha=0.3)
     _legend(ax)

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jxent._cli import bench_linear
+from jxent._cli import bench_linear, common
 from jxent._cli import main as cli
 
 pytestmark = pytest.mark.relaxed  # optax needs ordinary promotion
 
-SMALL = bench_linear.Case(70, 8, 65)
+SMALL = bench_linear.LinearCase(70, 8, 65)
 
 
 def test_measure_report_and_files(tmp_path, capsys):
@@ -21,7 +21,7 @@ def test_measure_report_and_files(tmp_path, capsys):
     results = {r["contender"]: r for r in json.loads(written.read_text("utf-8"))["linear"]}
     assert set(results) == set(bench_linear.contenders())
     assert drawn.stat().st_size > 10_000
-    ours = [f"jxent {way}" for way in ("tokens", "vocab", "reference")]
+    ours = [f"jxent {name}" for name in ("tokens", "vocab", "reference")]
     for name in ["optax", "optax again", "optax, checkpointed loop", *ours]:
         r = results[name]
         assert r["case"] == SMALL._asdict()
@@ -35,17 +35,17 @@ def test_measure_report_and_files(tmp_path, capsys):
 
 
 def test_errors_see_a_wrong_gradient():
-    truth = bench_linear.float64(SMALL)
+    exact = bench_linear.exact_gradients(SMALL)
     h, w, y = map(np.asarray, bench_linear.operands(SMALL))
     z = h.astype(np.float64) @ w.astype(np.float64)
     p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
     dz = (p - np.eye(SMALL.classes)[y]) / SMALL.rows
     loss, dh, dw = -np.log(p[np.arange(len(y)), y]).mean(), dz @ w.T, h.T @ dz
-    assert max(bench_linear.errors((loss, (dh, dw)), truth)) < 1e-12
-    assert bench_linear.errors((loss, (dh, 1.01 * dw)), truth)[1] > 0.009
-    assert bench_linear.errors((loss, (dh, 0 * dw)), truth)[1] == 1
-    assert bench_linear.errors((1.01 * loss, (dh, dw)), truth)[0] > 0.009
-    wrong = bench_linear.Result(SMALL, "it", loss_error=1e-7, gradient_error=0.1)
+    assert max(bench_linear.linear_errors((loss, (dh, dw)), exact)) < 1e-12
+    assert bench_linear.linear_errors((loss, (dh, 1.01 * dw)), exact)[1] > 0.009
+    assert bench_linear.linear_errors((loss, (dh, 0 * dw)), exact)[1] == 1
+    assert bench_linear.linear_errors((1.01 * loss, (dh, dw)), exact)[0] > 0.009
+    wrong = bench_linear.LinearResult(SMALL, "it", loss_error=1e-7, gradient_error=0.1)
     assert wrong.wrong and not wrong._replace(gradient_error=1e-6).wrong
     assert wrong._replace(gradient_error=float("nan")).wrong
 
@@ -63,7 +63,7 @@ def test_a_wrong_jxent_fails_the_run(monkeypatch, capsys):
 
 def test_what_cannot_fit_is_not_started(monkeypatch):
     monkeypatch.setattr(bench_linear, "available_bytes", lambda: 50_000)
-    results = {r.contender: r for r in bench_linear.measure(SMALL, 1, lambda: None)}
+    results = {r.contender: r for r in bench_linear.measure_linear(SMALL, 1, lambda: None)}
     assert results["optax"].note.startswith("does not fit: needs 0.0 GB")
     assert results["optax"].milliseconds is None and results["optax"].temporary_bytes
 
@@ -73,19 +73,19 @@ def test_growth_exponents(monkeypatch):
     only = ("jxent vocab", "optax")
     all_of_them = bench_linear.contenders()
     monkeypatch.setattr(bench_linear, "contenders", lambda: {n: all_of_them[n] for n in only})
-    case = bench_linear.Case(600, 4, 16000)
-    rows = {r.contender: r for r in bench_linear.growth(case, 1, lambda: None)}
+    case = bench_linear.LinearCase(600, 4, 16000)
+    rows = {r.contender: r for r in bench_linear.measure_growth(case, 1, lambda: None)}
     assert 0.8 < rows["optax"].memory_rows < 1.2 and 0.8 < rows["optax"].memory_classes < 1.2
     assert rows["jxent vocab"].memory_classes < 0.5
 
 
 def test_presets_and_bad_flags(tmp_path, capsys):
-    assert bench_linear.preset(None) == bench_linear.PRESETS["cpu"]
-    assert {case.classes for case in bench_linear.preset("gpu")} == {50257, 128256, 256000}
+    assert bench_linear.preset_cases(None) == bench_linear.PRESETS["cpu"]
+    assert {case.classes for case in bench_linear.preset_cases("gpu")} == {50257, 128256, 256000}
     for flags in (["--preset", "phone"], ["--shape", "1", "2"], ["--shape", "0", "2", "3"]):
-        assert cli.main(["bench", *flags]) == cli.BAD_FLAG
+        assert cli.main(["bench", *flags]) == common.BAD_FLAG
         assert len(capsys.readouterr().err.splitlines()) == 1
     blocked = tmp_path / "file"
     blocked.write_text("")
-    assert cli.main(["bench", "--plot", str(blocked / "x.png")]) == cli.BAD_FLAG
+    assert cli.main(["bench", "--plot", str(blocked / "x.png")]) == common.BAD_FLAG
     assert "--plot" in capsys.readouterr().err

@@ -11,8 +11,9 @@ import tempfile
 import pytest
 
 import jxent
-from jxent._cli import demo, display, gradcheck
+from jxent._cli import common, demo, gradcheck, train
 from jxent._cli import main as cli
+from jxent._plot import COLOURS
 
 pytestmark = pytest.mark.relaxed  # optax and x @ W + b need ordinary promotion
 
@@ -36,9 +37,9 @@ def trained(tmp_path_factory) -> tuple[str, dict, bytes]:
     flags = ("--label-smoothing", "0.1", "--class-weights", "balanced", "--seed", "2")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert cli.main([*QUICK, *flags, "--out", str(out)]) == 0
-    assert {path.name for path in out.iterdir()} == {cli.CURVES, cli.RESULTS, cli.HELD_OUT}
-    record = json.loads((out / cli.RESULTS).read_text("utf-8"))
-    return printed.getvalue(), record, (out / cli.CURVES).read_bytes()
+    assert {path.name for path in out.iterdir()} == {train.CURVES, train.RESULTS, train.HELD_OUT}
+    record = json.loads((out / train.RESULTS).read_text("utf-8"))
+    return printed.getvalue(), record, (out / train.CURVES).read_bytes()
 
 
 def test_train_prints_the_story(trained):
@@ -89,7 +90,7 @@ def test_what_is_written_can_be_compared(tmp_path, capsys):
     """The verb `compare` on the predictions of the main job says what that said."""
     assert cli.main([*QUICK, "--out", str(tmp_path)]) == 0
     first = capsys.readouterr().out
-    held_out = [f"{tmp_path / cli.HELD_OUT}:{key}" for key in ("labels", *MODELS)]
+    held_out = [f"{tmp_path / train.HELD_OUT}:{key}" for key in ("labels", *MODELS)]
     assert cli.main(["compare", *held_out, "--kind", "logits"]) == 0
     again = capsys.readouterr().out
     assert first.rstrip().splitlines()[-1] == again.rstrip().splitlines()[-1]
@@ -103,7 +104,7 @@ def test_png_is_a_picture(trained):
 
     _, _, png = trained
     pixels = imread(io.BytesIO(png), format="png")
-    assert len(set(map(tuple, pixels.reshape(-1, pixels.shape[-1])[::7]))) > len(display.COLOURS)
+    assert len(set(map(tuple, pixels.reshape(-1, pixels.shape[-1])[::7]))) > len(COLOURS)
 
 
 def test_train_is_the_verb_without_a_verb(trained, capsys):
@@ -121,7 +122,7 @@ def test_no_arguments_train_the_defaults(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "load", load)
-    assert cli.main([]) == cli.INTERRUPTED
+    assert cli.main([]) == common.INTERRUPTED
     assert seen == [("digits", 0)]
 
 
@@ -137,7 +138,7 @@ def test_a_missed_bound_fails(argv, monkeypatch, capsys):
     missed = gradcheck.check_gradients(loss_rows=gradcheck.plain_rows)
     monkeypatch.setattr(gradcheck, "check_gradients", lambda: missed)
     code, line = refused(capsys, *argv)
-    assert code == cli.FAILED
+    assert code == common.FAILED
     assert "the gradient check missed its bound" in line
 
 
@@ -165,29 +166,29 @@ def test_a_missed_bound_fails(argv, monkeypatch, capsys):
 )
 def test_bad_flags(argv, words, capsys):
     code, line = refused(capsys, *argv)
-    assert code == cli.BAD_FLAG
+    assert code == common.BAD_FLAG
     assert words in line and "--help" in line
 
 
 def test_out_is_tried_before_training(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "load", lambda *a, **k: pytest.fail("started to work"))
     (tmp_path / "file").touch()
-    (tmp_path / "taken" / cli.RESULTS).mkdir(parents=True)
+    (tmp_path / "taken" / train.RESULTS).mkdir(parents=True)
     for out in ("file", "file/below", "taken"):
         code, line = refused(capsys, *QUICK, "--out", str(tmp_path / out))
-        assert code == cli.BAD_FLAG
+        assert code == common.BAD_FLAG
         assert f"--out {tmp_path / out}: cannot write there" in line
 
 
 def test_out_that_fills_up_fails(tmp_path, monkeypatch, capsys):
-    (tmp_path / cli.CURVES).write_text("old")
+    (tmp_path / train.CURVES).write_text("old")
 
     def full(**options):
         raise OSError("no space left")
 
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
     code, line = refused(capsys, *QUICK, "--out", str(tmp_path))
-    assert code == cli.FAILED
+    assert code == common.FAILED
     assert line.endswith("cannot write there: no space left")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
@@ -198,27 +199,27 @@ def test_data_that_cannot_be_read_fails(monkeypatch, capsys):
 
     monkeypatch.setattr(demo, "load", unreadable)
     code, line = refused(capsys, *QUICK)
-    assert code == cli.FAILED
+    assert code == common.FAILED
     assert line.endswith("--dataset iris: cannot read it: iris.csv is gone")
 
 
 def test_a_denied_log_loss_fails(monkeypatch, capsys):
     monkeypatch.setattr(demo, "AGREEMENT", -1.0)
     code, line = refused(capsys, *QUICK)
-    assert code == cli.FAILED
+    assert code == common.FAILED
     assert "expected scikit-learn's" in line
 
 
 def test_an_interrupt_ends_training_after_its_epoch(monkeypatch, capsys):
     epochs = []
-    row_losses = demo.row_losses
+    row_log_losses = demo.row_log_losses
 
     def interrupting(*args):
         epochs.append(len(epochs))
         signal.raise_signal(signal.SIGINT)
-        return row_losses(*args)
+        return row_log_losses(*args)
 
-    monkeypatch.setattr(demo, "row_losses", interrupting)
+    monkeypatch.setattr(demo, "row_log_losses", interrupting)
     # In a shell's background an interrupt is ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -226,7 +227,7 @@ def test_an_interrupt_ends_training_after_its_epoch(monkeypatch, capsys):
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
-    assert code == cli.INTERRUPTED and line.endswith("interrupted")
+    assert code == common.INTERRUPTED and line.endswith("interrupted")
     assert epochs == [0]
 
 
@@ -234,9 +235,9 @@ def test_interrupting_is_one_line(monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "run", interrupted)
+    monkeypatch.setattr(demo, "train_and_compare", interrupted)
     code, line = refused(capsys, *QUICK)
-    assert code == cli.INTERRUPTED
+    assert code == common.INTERRUPTED
     assert line.endswith("interrupted")
 
 
@@ -252,7 +253,7 @@ def test_interrupting_is_one_line(monkeypatch, capsys):
 def test_a_missing_extra_is_named(argv, module, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, module, None)
     code, line = refused(capsys, *argv)
-    assert code == cli.FAILED
+    assert code == common.FAILED
     assert "needs: pip install 'jxent[demo]'" in line and module in line
 
 
@@ -260,9 +261,9 @@ def test_a_missing_device_is_one_line(monkeypatch, capsys):
     def none():
         raise RuntimeError("unknown backend\nor so")
 
-    monkeypatch.setattr(cli.jax, "devices", none)
+    monkeypatch.setattr(common.jax, "devices", none)
     code, line = refused(capsys, "check")
-    assert code == cli.FAILED
+    assert code == common.FAILED
     assert line.endswith("JAX finds no device: unknown backend or so")
 
 
@@ -277,6 +278,20 @@ def test_help(verb, capsys):
         ("--dataset", "--epochs", "--seed", "--label-smoothing", "--class-weights", "--out"),
     )
     assert all(word in printed for word in words)
+
+
+def test_verbs_are_imported_without_what_only_some_need():
+    """Who lacks an optional package gets help and a line that names it, not an ImportError."""
+    absent = ("optax", "chex", "rich", "matplotlib", "sklearn", "torch", "tokamax")
+    program = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({absent}))\n"  # None: importing it is an error
+        "from jxent._cli import main\n"
+        "sys.exit(main.main(['check']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == common.FAILED and done.stdout == ""
+    assert done.stderr == "python -m jxent: needs: pip install 'jxent[demo]' (missing: rich)\n"
 
 
 def test_it_is_a_program():

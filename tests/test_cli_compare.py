@@ -12,8 +12,9 @@ import sklearn.metrics
 from test_cli import refused
 
 from jxent import selection
-from jxent._cli import display
+from jxent._cli import common
 from jxent._cli import main as cli
+from jxent._plot import COLOURS
 
 pytestmark = pytest.mark.relaxed
 
@@ -167,7 +168,7 @@ def test_the_plot_is_a_picture(files, here, capsys):
     printed = ran(capsys, "labels.npy", *files, "--plot", "new/out.PNG", "--json", "new/out.json")
     assert "wrote new/out.json\nwrote new/out.PNG" in printed
     pixels = imread(here / "new" / "out.PNG", format="png")
-    assert len(set(map(tuple, pixels.reshape(-1, pixels.shape[-1])[::7]))) > len(display.COLOURS)
+    assert len(set(map(tuple, pixels.reshape(-1, pixels.shape[-1])[::7]))) > len(COLOURS)
     assert {path.name for path in (here / "new").iterdir()} == {"out.json", "out.PNG"}
 
 
@@ -359,7 +360,7 @@ def save(given: str, content, data) -> None:
         np.save(path, content(data), allow_pickle=True)
 
 
-def untouched(here, capsys, *argv: str, code: int = cli.FAILED) -> str:
+def untouched(here, capsys, *argv: str, code: int = common.FAILED) -> str:
     """The line of a refusal that wrote nothing."""
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
     outputs = ("--json", "made/out.json", "--plot", "made/out.png")
@@ -445,7 +446,7 @@ def test_one_group_has_no_standard_error(here, capsys):
         "--json",
         "o.json",
     )
-    assert code == cli.FAILED and "at least 2 groups" in line and not (here / "o.json").exists()
+    assert code == common.FAILED and "at least 2 groups" in line and not (here / "o.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -475,13 +476,13 @@ def test_one_group_has_no_standard_error(here, capsys):
 def test_bad_flags(flags, words, here, capsys):
     before = {path: path.read_bytes() for path in here.iterdir()}
     code, line = refused(capsys, "compare", "labels.npy", "good.npy", "bad.npy", *flags)
-    assert code == cli.BAD_FLAG and words in line
+    assert code == common.BAD_FLAG and words in line
     assert {path: path.read_bytes() for path in here.iterdir()} == before
 
 
 def test_the_same_file_twice_needs_names(here, capsys):
     code, line = refused(capsys, "compare", "labels.npy", "good.npy", "good.npy")
-    assert code == cli.BAD_FLAG and "argument --names: expected 2 different names" in line
+    assert code == common.BAD_FLAG and "argument --names: expected 2 different names" in line
 
 
 def test_what_cannot_be_written_is_not_begun(here, capsys, monkeypatch):
@@ -498,7 +499,7 @@ def test_what_cannot_be_written_is_not_begun(here, capsys, monkeypatch):
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
     files = ("labels.npy", "good.npy", "bad.npy")
     code, line = refused(capsys, "compare", *files, "--plot", "a.png", "--json", "old.json")
-    assert code == cli.FAILED and "a.png: cannot write there: no space left" in line
+    assert code == common.FAILED and "a.png: cannot write there: no space left" in line
     assert (here / "old.json").read_text() == "old"
     names = {"labels.npy", "good.npy", "bad.npy", "alike.npy", "old.json"}
     assert {path.name for path in here.iterdir()} == names
@@ -510,8 +511,14 @@ def test_what_cannot_be_written_is_not_begun(here, capsys, monkeypatch):
 def test_a_missing_extra_is_named(flags, module, here, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, module, None)
     code, line = refused(capsys, "compare", "labels.npy", "good.npy", *flags)
-    assert code == cli.FAILED
+    assert code == common.FAILED
     assert "needs: pip install 'jxent[demo]'" in line and module in line
+
+
+def test_it_needs_neither_optax_nor_chex(here, monkeypatch, capsys):
+    for module in ("optax", "chex"):
+        monkeypatch.setitem(sys.modules, module, None)  # importing it is an error
+    assert "good is better than bad" in ran(capsys, "labels.npy", "good.npy", "bad.npy")
 
 
 def test_help(capsys):

@@ -57,7 +57,7 @@ def test_training_lowers_the_loss(model, iris):
     assert epochs == history
     assert history[-1].train_loss < history[0].train_loss
     assert history[-1].train_accuracy > history[0].train_accuracy
-    assert history[-1].held_out_log_loss < demo.guess(iris)
+    assert history[-1].held_out_log_loss < demo.class_frequencies_log_loss(iris)
     last = demo.evaluate(model, params, iris).log_loss  # in float64
     assert history[-1].held_out_log_loss == pytest.approx(last, abs=1e-7)
 
@@ -90,7 +90,7 @@ def test_the_step_is_gradient_descent_on_the_weighted_smoothed_loss(iris):
 )
 def test_log_loss_is_scikit_learns_unweighted_and_unsmoothed(config, iris):
     weights = config.class_weights and balanced_class_weights(np.bincount(iris.labels))
-    result = demo.run(config, iris)
+    result = demo.train_and_compare(config, iris)
     for model in demo.MODELS:
         params, _ = demo.train(
             model,
@@ -106,13 +106,13 @@ def test_log_loss_is_scikit_learns_unweighted_and_unsmoothed(config, iris):
         theirs = log_loss(iris.held_out_labels, p)
         assert abs(evaluation.log_loss - theirs) <= 1e-6
         assert abs(evaluation.sklearn_log_loss - theirs) <= 1e-12
-        said = evaluation.score.summary
-        assert said.accuracy == accuracy_score(iris.held_out_labels, p.argmax(axis=-1))
-        assert said.perplexity == pytest.approx(np.exp(theirs), abs=1e-5)
+        summary = evaluation.score.summary
+        assert summary.accuracy == accuracy_score(iris.held_out_labels, p.argmax(axis=-1))
+        assert summary.perplexity == pytest.approx(np.exp(theirs), abs=1e-5)
         assert result.evaluations[model.name].log_loss == evaluation.log_loss
 
 
-def sure(scale: float) -> demo.Model:
+def sure(scale: float) -> demo.Classifier:
     """Always sure of class 0, by a gap of `scale`."""
     return demo.MODELS[0]._replace(
         apply=lambda params, x: scale * jax.nn.one_hot(jnp.zeros(len(x), int), 3)
@@ -135,20 +135,22 @@ def test_a_log_loss_that_scikit_learn_denies_is_refused(iris, monkeypatch):
         return out._replace(rows=out.rows + 2e-6)
 
     monkeypatch.setattr(demo, "score", wrong)
-    with pytest.raises(demo.Disagreement, match=r"softmax regression: held-out log loss: expected"):
+    with pytest.raises(
+        demo.MismatchError, match=r"softmax regression: held-out log loss: expected"
+    ):
         demo.evaluate(sure(1.0), {}, iris)
 
 
 def test_the_same_seed_gives_the_same_numbers(iris):
     config = demo.Config("iris", epochs=2)
-    first, second = (demo.run(config, iris) for _ in range(2))
+    first, second = (demo.train_and_compare(config, iris) for _ in range(2))
     assert first.histories == second.histories
     assert first.comparison == second.comparison
-    assert demo.run(config._replace(seed=1), iris).histories != first.histories
+    assert demo.train_and_compare(config._replace(seed=1), iris).histories != first.histories
 
 
 def test_the_comparison_is_of_the_rows(iris):
-    result = demo.run(demo.Config("iris", epochs=2), iris)
+    result = demo.train_and_compare(demo.Config("iris", epochs=2), iris)
     rows = {name: e.score.rows for name, e in result.evaluations.items()}
     (pair,) = result.comparison.pairs
     losses = {name: e.log_loss for name, e in result.evaluations.items()}
@@ -159,18 +161,18 @@ def test_the_comparison_is_of_the_rows(iris):
 
 
 @pytest.mark.deep
-def test_each_half_is_cooled_by_the_other():
+def test_each_half_is_tempered_by_the_other():
     """A model that is too sure by a factor is found out, and no row tells its own temperature."""
     rng = np.random.default_rng(0)
     z = 2 * rng.standard_normal((4000, 5))
     labels = np.argmax(z + rng.gumbel(size=z.shape), axis=-1)
-    temperatures, cooled = demo.cool(3 * z, labels)
+    temperatures, tempered = demo.temper(3 * z, labels)
     np.testing.assert_allclose(temperatures, 3, rtol=0.15)
     assert temperatures[0] != temperatures[1]
     even, odd = temperatures
-    np.testing.assert_allclose(cooled[::2], 3 * z[::2] / odd)
-    np.testing.assert_allclose(cooled[1::2], 3 * z[1::2] / even)
-    before, after = demo.score(3 * z, labels).summary, demo.score(cooled, labels).summary
+    np.testing.assert_allclose(tempered[::2], 3 * z[::2] / odd)
+    np.testing.assert_allclose(tempered[1::2], 3 * z[1::2] / even)
+    before, after = demo.score(3 * z, labels).summary, demo.score(tempered, labels).summary
     assert after.log_loss < before.log_loss
     assert after.expected_calibration_error < 0.2 * before.expected_calibration_error
 
@@ -178,4 +180,4 @@ def test_each_half_is_cooled_by_the_other():
 def test_class_frequencies_are_the_least_a_model_should_beat(iris):
     share = np.bincount(iris.labels) / len(iris.labels)
     p = np.tile(share, (len(iris.held_out_labels), 1))
-    assert demo.guess(iris) == pytest.approx(log_loss(iris.held_out_labels, p))
+    assert demo.class_frequencies_log_loss(iris) == pytest.approx(log_loss(iris.held_out_labels, p))

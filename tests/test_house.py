@@ -44,9 +44,11 @@ LAYERS = [
     ["selection.bootstrap", "selection.comparison", "selection.criteria"],
     ["selection.paired"],
     ["metrics", "selection"],
-    ["_cli", "_cli.gradcheck", "_cli.bench_linear", "_cli.scores", "_cli.predictions"],  # programs
-    ["_cli.bench_dense", "_cli.demo"],
-    ["_cli.display"],
+    ["_cli", "_cli.common", "_cli.display", "_cli.bench_timing"],  # programs
+    ["_cli.gradcheck", "_cli.predictions", "_cli.scores"],
+    ["_cli.bench_dense", "_cli.bench_linear", "_cli.demo"],
+    ["_cli.check", "_cli.bench", "_cli.compare"],  # verbs
+    ["_cli.train"],
     ["_cli.main"],
     ["__main__"],
 ]

@@ -1,1 +1,1 @@
-"""The command line: its verbs, what they compute, read, show and write."""
+"""The command line: a file for each verb, and files for the work that a verb calls."""

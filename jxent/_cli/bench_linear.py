@@ -1,40 +1,46 @@
-"""Time and memory of a projection's cross-entropy, with gradients, beside what others offer.
+"""Measure time and memory of a projection's cross-entropy, with gradients, beside its peers.
 
-All contenders run in one process, in interleaved rounds whose order rotates; what is shown is the
-median, over rounds, of a contender's time divided by that of `optax(hidden @ head)` in the same
-round, and of the bare products (h·w, dz·wᵀ, hᵀ·dz in the operands' dtype) divided by its own: the
-share of the ceiling.  optax runs twice: how far it is from itself says what a difference means.
-Each contender's loss and gradients are compared with float64 in the same run, so that a speed-up
-cannot be a mistake.  What would not fit into memory is not started.
+All contenders run in one process.  Shown are a contender's time divided by that of
+`optax(hidden @ head)`, and the time of the bare products (h·w, dz·wᵀ, hᵀ·dz in the operands' dtype)
+divided by its own: the share of the ceiling.  optax runs twice: its ratio to itself is the noise of
+every other ratio.  Each contender's loss and gradients are compared with float64 in the same run,
+so that a speed-up cannot be a mistake.  A contender that would not fit into memory is not started.
 """
 
 import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from jxent._cli.bench_timing import (
+    REFERENCE,
+    milliseconds,
+    optax_cross_entropy,
+    ratio_quartiles,
+    time_once,
+    time_rounds,
+)
 from jxent._compat import enable_x64
 from jxent._linear.api import linear_cross_entropy
 
 PEERS = ("tokamax", "torch")
-REFERENCE, CEILING = "optax", "three products"
-ROUNDS = 5
+CEILING = "three products"
+LINEAR_ROUNDS = 5
 MICRO_BATCH = 512  # rows that the checkpointed loop holds logits of
 ROWS_CHECKED = 256  # rows of float64 logits held while checking
 
-# The error from float64 beyond which a contender is said to be wrong: of the loss, relative, and
-# of a gradient beside its largest entry.
-WRONG = {"float32": (1e-5, 1e-4), "bfloat16": (1e-2, 5e-2), "float16": (1e-2, 5e-2)}
+# The error from float64 beyond which a contender is marked wrong: of the loss, relative, and of a
+# gradient beside its largest entry.
+ERROR_BOUNDS = {"float32": (1e-5, 1e-4), "bfloat16": (1e-2, 5e-2), "float16": (1e-2, 5e-2)}
 
 
-class Case(NamedTuple):
+class LinearCase(NamedTuple):
     """The sizes of a head and of a batch, and the operands' dtype."""
 
     rows: int
@@ -45,25 +51,33 @@ class Case(NamedTuple):
 
 # The heads of GPT-2, Gemma 2 (2B) and Llama 3 (8B).
 _GPT2, _GEMMA, _LLAMA = (768, 50257), (2304, 256000), (4096, 128256)
-PRESETS: dict[str, tuple[Case, ...]] = {
-    "cpu": (Case(2048, 512, 32768), Case(1024, *_GPT2), Case(2048, 512, 32768, "bfloat16")),
-    "gpu": tuple(Case(8192, *head, "bfloat16") for head in (_GPT2, _LLAMA, _GEMMA)),
-    "tpu": tuple(Case(4096, *head, "bfloat16") for head in (_GPT2, _LLAMA, _GEMMA)),
+_SMALL_HEAD = (512, 32768)
+PRESETS: dict[str, tuple[LinearCase, ...]] = {
+    "cpu": (
+        LinearCase(2048, *_SMALL_HEAD),
+        LinearCase(1024, *_GPT2),
+        LinearCase(2048, *_SMALL_HEAD, "bfloat16"),
+    ),
+    "gpu": tuple(LinearCase(8192, *head, "bfloat16") for head in (_GPT2, _LLAMA, _GEMMA)),
+    "tpu": tuple(LinearCase(4096, *head, "bfloat16") for head in (_GPT2, _LLAMA, _GEMMA)),
+    "full": tuple(
+        LinearCase(8192, *head, dtype)
+        for head in (_SMALL_HEAD, _GPT2, _LLAMA, _GEMMA)
+        for dtype in ("float32", "bfloat16")
+    ),
 }
-PRESETS["full"] = tuple(
-    Case(8192, *head, dtype)
-    for head in ((512, 32768), _GPT2, _LLAMA, _GEMMA)
-    for dtype in ("float32", "bfloat16")
-)
 # Doubled twice along each axis, to see how time and memory grow beyond one chunk.
-GROWTH = {"cpu": Case(2048, 64, 16384), "accelerator": Case(8192, 2048, 65536, "bfloat16")}
-FACTOR = 4
+GROWTH_CASES = {
+    "cpu": LinearCase(2048, 64, 16384),
+    "accelerator": LinearCase(8192, 2048, 65536, "bfloat16"),
+}
+GROWTH_FACTOR = 4
 
 
-class Result(NamedTuple):
-    """What one contender did in one case; None where it says nothing, `note` says why."""
+class LinearResult(NamedTuple):
+    """The figures of one contender in one case; None where there is none, and `note` says why."""
 
-    case: Case
+    case: LinearCase
     contender: str
     milliseconds: float | None = None
     ratio: float | None = None
@@ -78,22 +92,30 @@ class Result(NamedTuple):
 
     @property
     def wrong(self) -> bool:
-        """Whether loss or gradients are further from float64 than rounding explains."""
+        """True if loss or gradients are further from float64 than rounding explains."""
         if self.loss_error is None or self.gradient_error is None:
             return False
-        loss, gradient = WRONG[self.case.dtype]
+        loss, gradient = ERROR_BOUNDS[self.case.dtype]
         return not (self.loss_error <= loss and self.gradient_error <= gradient)
 
 
 class Growth(NamedTuple):
-    """Exponents e of time ∝ Nᵉ and so on, from one size to `FACTOR` times it."""
+    """Exponents e of time ∝ Nᵉ and so on, from one size to `GROWTH_FACTOR` times it."""
 
-    case: Case
+    case: LinearCase
     contender: str
     time_rows: float
     time_classes: float
     memory_rows: float
     memory_classes: float
+
+
+class ExactGradients(NamedTuple):
+    """Loss and gradients in float64, on the device that computed them."""
+
+    loss: float
+    dh: jax.Array
+    dw: jax.Array
 
 
 Output = tuple[Any, tuple[Any, Any]]
@@ -108,13 +130,13 @@ class Runner(NamedTuple):
     compile_seconds: float
 
 
-def contenders() -> dict[str, Callable[[Case], Runner]]:
-    """Those whose packages are installed, the reference first."""
-    found: dict[str, Callable[[Case], Runner]] = {REFERENCE: _in_jax(_optax)}
-    found[f"{REFERENCE} again"] = _in_jax(_optax)
-    found["optax, checkpointed loop"] = _in_jax(_loop)
-    for way in ("tokens", "vocab", "reference"):
-        found[f"jxent {way}"] = _in_jax(partial(linear_cross_entropy, implementation=way))
+def contenders() -> dict[str, Callable[[LinearCase], Runner]]:
+    """Return the contenders whose packages are installed, the reference first."""
+    found: dict[str, Callable[[LinearCase], Runner]] = {REFERENCE: _in_jax(_optax_of_product)}
+    found[f"{REFERENCE} again"] = _in_jax(_optax_of_product)
+    found["optax, checkpointed loop"] = _in_jax(_checkpointed_loop)
+    for name in ("tokens", "vocab", "reference"):
+        found[f"jxent {name}"] = _in_jax(partial(linear_cross_entropy, implementation=name))
     if importlib.util.find_spec("tokamax"):
         found["tokamax"] = _in_jax(_tokamax)
     if importlib.util.find_spec("torch"):
@@ -124,11 +146,13 @@ def contenders() -> dict[str, Callable[[Case], Runner]]:
     return found
 
 
-def _optax(h: jax.Array, w: jax.Array, y: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(h @ w, y).mean()
+def _optax_of_product(h: jax.Array, w: jax.Array, y: jax.Array) -> jax.Array:
+    return optax_cross_entropy(h @ w, y)
 
 
-def _loop(h: jax.Array, w: jax.Array, y: jax.Array) -> jax.Array:
+def _checkpointed_loop(h: jax.Array, w: jax.Array, y: jax.Array) -> jax.Array:
+    import optax
+
     row = jax.checkpoint(
         lambda row: optax.softmax_cross_entropy_with_integer_labels(row[0] @ w, row[1])
     )
@@ -144,8 +168,8 @@ def _tokamax(h: jax.Array, w: jax.Array, y: jax.Array) -> jax.Array:
     return tokamax.linear_softmax_cross_entropy_loss(h, y, w, reduction="mean")
 
 
-def operands(case: Case) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Hidden states and a head whose logits are standard normal, and labels."""
+def operands(case: LinearCase) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draw hidden states and a head whose logits are standard normal, and labels."""
     h, w, y = jax.random.split(jax.random.key(0), 3)
     scale = case.features**-0.5
     hidden = jax.random.normal(h, (case.rows, case.features)) * scale
@@ -154,7 +178,7 @@ def operands(case: Case) -> tuple[jax.Array, jax.Array, jax.Array]:
     return hidden.astype(case.dtype), head.astype(case.dtype), labels
 
 
-def _compiled(function: Callable[..., Output], case: Case) -> Runner:
+def _compile(function: Callable[..., Output], case: LinearCase) -> Runner:
     shapes = jax.eval_shape(partial(operands, case))
     start = time.perf_counter()
     # float32 means float32, on a GPU and a TPU too; torch does so by itself.
@@ -165,7 +189,7 @@ def _compiled(function: Callable[..., Output], case: Case) -> Runner:
     temporary = None if analysis is None else int(analysis.temp_size_in_bytes)
     total = sum(x.size * x.dtype.itemsize for x in shapes)
     needed = 2 * total + (temporary or 0)
-    given: list[Any] = []
+    given: list[Any] = []  # made by the first run: a program that does not fit makes none
 
     def run() -> Output:
         if not given:
@@ -175,19 +199,19 @@ def _compiled(function: Callable[..., Output], case: Case) -> Runner:
     return Runner(run, needed, temporary, seconds)
 
 
-def _in_jax(loss: Callable[..., jax.Array]) -> Callable[[Case], Runner]:
-    return partial(_compiled, jax.value_and_grad(loss, (0, 1)))
+def _in_jax(loss: Callable[..., jax.Array]) -> Callable[[LinearCase], Runner]:
+    return partial(_compile, jax.value_and_grad(loss, (0, 1)))
 
 
-def _ceiling(case: Case) -> Runner:
+def _ceiling(case: LinearCase) -> Runner:
     def products(h: jax.Array, w: jax.Array, _: jax.Array) -> Output:
         z = h @ w
         return z[0, 0], (z @ w.T, h.T @ z)
 
-    return _compiled(products, case)
+    return _compile(products, case)
 
 
-def _in_torch(name: str, case: Case) -> Runner:
+def _in_torch(name: str, case: LinearCase) -> Runner:
     import torch
 
     device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
@@ -220,7 +244,7 @@ def _in_torch(name: str, case: Case) -> Runner:
 
 
 def available_bytes() -> int | None:
-    """Memory that is free on the device; None where nobody says."""
+    """Return the free memory of the device; None where it is not known."""
     device = jax.devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats:
@@ -233,93 +257,84 @@ def available_bytes() -> int | None:
         return None
 
 
-def measure(case: Case, rounds: int, advance: Callable[[], None]) -> list[Result]:
-    """Every contender in one case; `advance` is called as often as `steps` says."""
+def measure_linear(
+    case: LinearCase, rounds: int, advance: Callable[[], None]
+) -> list[LinearResult]:
+    """Measure every contender in one case; `advance` is called `linear_steps(rounds)` times."""
+    exact = cache(partial(exact_gradients, case))  # not computed where no contender fits
     results, runners = {}, {}
-    names = list(contenders())
-    truth = None
     for name, build in contenders().items():
         advance()
-        try:
-            runner = build(case)
-        except Exception as error:  # what others raise is theirs to choose
-            results[name] = Result(case, name, note=f"refused: {_line(error)}")
-            continue
-        facts = Result(
-            case,
-            name,
-            temporary_bytes=runner.temporary_bytes,
-            compile_seconds=runner.compile_seconds,
-        )
-        free = available_bytes()
-        if free is not None and runner.needed_bytes > 0.9 * free:
-            gigabytes = f"{runner.needed_bytes / 1e9:.1f} GB of {free / 1e9:.1f}"
-            results[name] = facts._replace(note=f"does not fit: needs {gigabytes}")
-            continue
-        try:
-            output = runner.run()
-        except Exception as error:
-            results[name] = facts._replace(note=f"failed: {_line(error)}")
-            continue
-        if name != CEILING:
-            truth = float64(case) if truth is None else truth
-            loss_error, gradient_error = errors(output, truth)
-            facts = facts._replace(loss_error=loss_error, gradient_error=gradient_error)
-        del output
-        results[name], runners[name] = facts, runner
-    seconds = _times(runners, rounds, advance)
-    for name in seconds:
-        results[name] = _summary(results[name], seconds)
-    return [results[name] for name in names]
+        results[name], runner = _start_contender(case, name, build, exact)
+        if runner is not None:
+            runners[name] = runner
+    seconds = _time_runners(runners, rounds, advance)
+    return [_add_times(result, seconds) for result in results.values()]
 
 
-def steps(rounds: int) -> int:
-    """How often `measure` reports progress."""
+def linear_steps(rounds: int) -> int:
+    """Count how often `measure_linear` reports progress."""
     return len(contenders()) + rounds
 
 
-def _times(
-    runners: dict[str, Runner], rounds: int, advance: Callable[[], None]
-) -> dict[str, list[float]]:
-    names = list(runners)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        for i in range(len(names)):
-            name = names[(turn + i) % len(names)]
-            start = time.perf_counter()
-            output = runners[name].run()
-            seconds[name].append(time.perf_counter() - start)
-            del output
-        advance()
-    return seconds
+def _start_contender(
+    case: LinearCase,
+    name: str,
+    build: Callable[[LinearCase], Runner],
+    exact: Callable[[], ExactGradients],
+) -> tuple[LinearResult, Runner | None]:
+    """Compile, run and check one contender; no runner where there is nothing to time."""
+    result = LinearResult(case, name)
+    try:
+        runner = build(case)
+    except Exception as error:  # a peer may raise anything
+        return result._replace(note=f"refused: {_first_line(error)}"), None
+    result = result._replace(
+        temporary_bytes=runner.temporary_bytes, compile_seconds=runner.compile_seconds
+    )
+    free = available_bytes()
+    if free is not None and runner.needed_bytes > 0.9 * free:
+        gigabytes = f"{runner.needed_bytes / 1e9:.1f} GB of {free / 1e9:.1f}"
+        return result._replace(note=f"does not fit: needs {gigabytes}"), None
+    try:
+        output = runner.run()
+    except Exception as error:
+        return result._replace(note=f"failed: {_first_line(error)}"), None
+    if name != CEILING:
+        loss_error, gradient_error = linear_errors(output, exact())
+        result = result._replace(loss_error=loss_error, gradient_error=gradient_error)
+    return result, runner
 
 
-def _summary(result: Result, seconds: dict[str, list[float]]) -> Result:
-    own = np.array(seconds[result.contender])
-    result = result._replace(milliseconds=1e3 * float(np.median(own)))
-    if REFERENCE in seconds:
-        low, middle, high = np.quantile(own / np.array(seconds[REFERENCE]), (0.25, 0.5, 0.75))
-        result = result._replace(ratio=float(middle), ratio_low=float(low), ratio_high=float(high))
-    if CEILING in seconds:
-        result = result._replace(of_ceiling=float(np.median(np.array(seconds[CEILING]) / own)))
-    return result
-
-
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:100]
 
 
-class Truth(NamedTuple):
-    """Loss and gradients in float64, where they were computed."""
+def _time_runners(
+    runners: dict[str, Runner], rounds: int, advance: Callable[[], None]
+) -> dict[str, list[float]]:
+    timers = {name: partial(time_once, runner.run) for name, runner in runners.items()}
+    return time_rounds(timers, rounds, advance)
 
-    loss: float
-    dh: jax.Array
-    dw: jax.Array
+
+def _add_times(result: LinearResult, seconds: dict[str, list[float]]) -> LinearResult:
+    """Add a contender's time and its ratios, if it was timed."""
+    own = seconds.get(result.contender)
+    if own is None:
+        return result
+    result = result._replace(milliseconds=milliseconds(own))
+    if REFERENCE in seconds:
+        ratio, low, high = ratio_quartiles(own, seconds[REFERENCE])
+        result = result._replace(ratio=ratio, ratio_low=low, ratio_high=high)
+    if CEILING in seconds:
+        of_ceiling, _, _ = ratio_quartiles(seconds[CEILING], own)
+        result = result._replace(of_ceiling=of_ceiling)
+    return result
 
 
-def float64(case: Case) -> Truth:
-    """From the operands as they are, a few rows at a time, by the textbook's formula."""
-    operands_ = [np.asarray(x) for x in operands(case)]
+def exact_gradients(case: LinearCase) -> ExactGradients:
+    """Compute loss and gradients of `operands` in float64, by dz = (p − e_y)/N, in row chunks."""
+    rounded = [np.asarray(x) for x in operands(case)]
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def add(
@@ -336,68 +351,70 @@ def float64(case: Case) -> Truth:
     # TPUs have no float64.
     device = jax.devices("cpu")[0] if jax.default_backend() == "tpu" else jax.devices()[0]
     with enable_x64(), jax.default_device(device):
-        h, w, y = map(jnp.asarray, operands_)
+        h, w, y = map(jnp.asarray, rounded)
         loss, dw, dh = jnp.zeros(()), jnp.zeros(w.shape), []
         for i in range(0, case.rows, ROWS_CHECKED):
             some = slice(i, i + ROWS_CHECKED)
             loss, dw, dh_part = add(loss, dw, h[some], w, y[some])
             dh.append(dh_part)
-        return Truth(float(loss), jnp.concatenate(dh), dw)
+        return ExactGradients(float(loss), jnp.concatenate(dh), dw)
 
 
-def errors(output: Output, truth: Truth) -> tuple[float, float]:
-    """Of the loss, relative; of the worse gradient, its largest error by its largest entry."""
+def linear_errors(output: Output, exact: ExactGradients) -> tuple[float, float]:
+    """Compare with float64: the loss relatively, the worse gradient beside its largest entry."""
     loss, gradients = output
     with enable_x64():
-        pairs = zip(gradients, (truth.dh, truth.dw), strict=True)
-        return abs(float(_ours(loss)) / truth.loss - 1), max(_error(*pair) for pair in pairs)
+        pairs = zip(gradients, (exact.dh, exact.dw), strict=True)
+        return abs(float(_to_jax(loss)) / exact.loss - 1), max(_error(*pair) for pair in pairs)
 
 
-def _ours(x: Any) -> Any:
+def _to_jax(x: Any) -> Any:
     return jnp.from_dlpack(x.detach().contiguous()) if hasattr(x, "detach") else x
 
 
-def _error(ours: Any, truth: jax.Array) -> float:
-    return float(_largest_error(jax.device_put(_ours(ours), truth.sharding), truth))
+def _error(computed: Any, exact: jax.Array) -> float:
+    return float(_largest_error(jax.device_put(_to_jax(computed), exact.sharding), exact))
 
 
 @jax.jit
-def _largest_error(ours: jax.Array, truth: jax.Array) -> jax.Array:
-    return jnp.max(jnp.abs(ours.astype(truth.dtype) - truth)) / jnp.max(jnp.abs(truth))
+def _largest_error(computed: jax.Array, exact: jax.Array) -> jax.Array:
+    return jnp.max(jnp.abs(computed.astype(exact.dtype) - exact)) / jnp.max(jnp.abs(exact))
 
 
-def growth(case: Case, rounds: int, advance: Callable[[], None]) -> Iterator[Growth]:
-    """How time and temporary memory grow along N and along V, contender by contender."""
-    more_rows = case._replace(rows=FACTOR * case.rows)
-    more_classes = case._replace(classes=FACTOR * case.classes)
-    for name, build in _growing().items():
+def measure_growth(case: LinearCase, rounds: int, advance: Callable[[], None]) -> Iterator[Growth]:
+    """Measure how time and temporary memory grow along N and along V, contender by contender."""
+    more_rows = case._replace(rows=GROWTH_FACTOR * case.rows)
+    more_classes = case._replace(classes=GROWTH_FACTOR * case.classes)
+    larger = (more_rows, more_classes)
+    for name, build in _growing_contenders().items():
         try:
-            built = {size: build(size) for size in (case, more_rows, more_classes)}
-        except Exception:
+            built = {size: build(size) for size in (case, *larger)}
+        except Exception:  # `measure_linear` shows why
             continue
         for runner in built.values():
             runner.run()
-        seconds = _times({str(size): runner for size, runner in built.items()}, rounds, advance)
+        runners = {str(size): runner for size, runner in built.items()}
+        seconds = _time_runners(runners, rounds, advance)
         time_at = {size: float(np.median(seconds[str(size)])) for size in built}
         memory_at = {size: built[size].temporary_bytes or 1 for size in built}
 
-        def exponent(at: dict[Case, Any], size: Case) -> float:
-            return math.log(at[size] / at[case]) / math.log(FACTOR)
+        def exponent(at: dict[LinearCase, Any], size: LinearCase) -> float:
+            return math.log(at[size] / at[case]) / math.log(GROWTH_FACTOR)
 
         yield Growth(
             case,
             name,
-            *(exponent(at, size) for at in (time_at, memory_at) for size in list(built)[1:]),
+            *(exponent(at, size) for at in (time_at, memory_at) for size in larger),
         )
 
 
 def growth_steps(rounds: int) -> int:
-    """How often `growth` reports progress, at most."""
-    return rounds * len(_growing())
+    """Count how often `measure_growth` reports progress, at most."""
+    return rounds * len(_growing_contenders())
 
 
-def _growing() -> dict[str, Callable[[Case], Runner]]:
-    """The contenders whose memory is known, each once."""
+def _growing_contenders() -> dict[str, Callable[[LinearCase], Runner]]:
+    """Return the contenders whose memory is known, each once."""
     return {
         name: build
         for name, build in contenders().items()
@@ -405,12 +422,12 @@ def _growing() -> dict[str, Callable[[Case], Runner]]:
     }
 
 
-def preset(name: str | None) -> Sequence[Case]:
-    """The cases of a preset, by default of the device at hand."""
+def preset_cases(name: str | None) -> Sequence[LinearCase]:
+    """Return the cases of a preset, by default of the device at hand."""
     backend = jax.default_backend()
     return PRESETS[name or (backend if backend in PRESETS else "cpu")]
 
 
-def growth_case() -> Case:
-    """What `growth` starts from on the device at hand."""
-    return GROWTH["cpu" if jax.default_backend() == "cpu" else "accelerator"]
+def growth_case() -> LinearCase:
+    """Return the case that `measure_growth` starts from on the device at hand."""
+    return GROWTH_CASES["cpu" if jax.default_backend() == "cpu" else "accelerator"]

@@ -1,12 +1,12 @@
-"""How far the loss and its gradient are from float64, in ulp, beside what plain JAX gives.
+"""Compare the loss and its gradient with float64 and with plain JAX, in ulp.
 
 For a row of logits z with label y, divide every exponential by exp z_y and nothing cancels:
 
     S = Σ_{v≠y} exp(z_v − z_y)        loss = log1p(S)
     ∂/∂z_y = −S/(1 + S)               ∂/∂z_v = exp(z_v − z_y)/(1 + S)
 
-In float64 NumPy this is the truth.  Plain JAX is logsumexp(z) − z_y under `jax.grad`.  An ulp is
-the distance between neighbouring float32 numbers at the true value.
+In float64 NumPy this is exact to some 1e-15.  Plain JAX is logsumexp(z) − z_y under `jax.grad`.
+An ulp is the distance between neighbouring float32 numbers at the float64 value.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from jxent._losses.cross_entropy import cross_entropy
 
 PROMISED_ON = "cpu"
 ROWS, CLASSES = 1000, 1000
+ROW_KINDS = ("ordinary", "confident")
 CONFIDENT_GAP = 40.0  # float32 logsumexp(z) − z_y is exactly 0 from a gap of 17
 
 # The promise for float32.  In ulp beyond the row's gap (m − the largest other logit):
@@ -32,14 +33,14 @@ LossRows = Callable[[Float[Array, "N V"], Int[Array, " N"]], Float[Array, " N"]]
 
 
 class Values(NamedTuple):
-    """Of each row: its loss, and its derivative by the label's logit and by the others."""
+    """The loss of each row, and its derivative by the label's logit and by the others."""
 
     loss: np.ndarray
     label_gradient: np.ndarray
     other_gradients: np.ndarray
 
 
-class Difference(NamedTuple):
+class UlpDifference(NamedTuple):
     """The largest differences of one quantity over rows of one kind, in ulp."""
 
     rows: str
@@ -52,41 +53,45 @@ class Difference(NamedTuple):
 
 
 class GradientCheck(NamedTuple):
-    """Every difference, in how many confident rows plain JAX gives exactly 0 for the loss, and
-    whether the bounds are promised on this device."""
+    """Every difference, and the number of confident rows whose plain loss is exactly 0.
 
-    differences: tuple[Difference, ...]
+    `promised` says whether the bounds are promised on this device.
+    """
+
+    differences: tuple[UlpDifference, ...]
     plain_false_zeros: int
     promised: bool
 
     @property
     def passed(self) -> bool:
-        """Whether every quantity is within its bound, where that is promised."""
+        """True if every quantity is within its bound, or the bounds are not promised here."""
         return not self.promised or all(difference.within for difference in self.differences)
 
 
 def jxent_rows(z: Float[Array, "N V"], labels: Int[Array, " N"]) -> Float[Array, " N"]:
-    """The loss under test: the one people train with, row by row."""
+    """Compute the loss under test: the one people train with, row by row."""
     return cross_entropy(z, labels, reduction="none")
 
 
 def plain_rows(z: Float[Array, "N V"], labels: Int[Array, " N"]) -> Float[Array, " N"]:
-    """logsumexp(z) − z_y, with no rule of its own."""
+    """Compute logsumexp(z) − z_y, without a derivative rule of its own."""
     return jax.nn.logsumexp(z, axis=-1) - jnp.take_along_axis(z, labels[:, None], axis=-1)[:, 0]
 
 
-def logits_and_labels(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Standard normal logits; in confident rows the label leads by `CONFIDENT_GAP`."""
+def logits_and_labels(
+    rows: int, classes: int, kind: str, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw standard normal logits; in confident rows the label leads by `CONFIDENT_GAP`."""
     rng = np.random.default_rng(seed)
-    z = rng.standard_normal((ROWS, CLASSES), dtype=np.float32)
-    labels = rng.integers(CLASSES, size=ROWS, dtype=np.int32)
+    z = rng.standard_normal((rows, classes), dtype=np.float32)
+    labels = rng.integers(classes, size=rows, dtype=np.int32)
     if kind == "confident":
-        z[np.arange(ROWS), labels] = z.max(axis=-1) + np.float32(CONFIDENT_GAP)
+        z[np.arange(rows), labels] = z.max(axis=-1) + np.float32(CONFIDENT_GAP)
     return z, labels
 
 
 def float64_values(z: np.ndarray, labels: np.ndarray) -> Values:
-    """The truth."""
+    """Compute loss and derivatives in float64, by the formulas above."""
     is_label = np.arange(z.shape[-1]) == labels[:, None]
     wide = z.astype(np.float64)
     ratios = np.exp(wide - wide[is_label][:, None])
@@ -96,7 +101,7 @@ def float64_values(z: np.ndarray, labels: np.ndarray) -> Values:
 
 
 def float32_values(loss_rows: LossRows, z: np.ndarray, labels: np.ndarray) -> Values:
-    """What a float32 loss and its derivative rule give, compiled."""
+    """Compute a float32 loss and its derivatives, compiled."""
 
     @jax.jit
     def both(z: Float[Array, "N V"]) -> tuple[Float[Array, " N"], Float[Array, "N V"]]:
@@ -110,31 +115,32 @@ def float32_values(loss_rows: LossRows, z: np.ndarray, labels: np.ndarray) -> Va
 
 
 def check_gradients(seed: int = 0, loss_rows: LossRows = jxent_rows) -> GradientCheck:
-    """Ordinary and confident rows, each quantity against float64 and against plain JAX."""
-    differences: list[Difference] = []
+    """Compare ordinary and confident rows with float64 and with plain JAX."""
+    differences: list[UlpDifference] = []
     false_zeros = 0
-    for kind in ("ordinary", "confident"):
-        z, labels = logits_and_labels(kind, seed)
+    for kind in ROW_KINDS:
+        z, labels = logits_and_labels(ROWS, CLASSES, kind, seed)
         second, first = np.partition(z, -2, axis=-1)[:, -2:].astype(np.float64).T
         gap = first - second
-        truth = float64_values(z, labels)
+        exact = float64_values(z, labels)
         ours = float32_values(loss_rows, z, labels)
         plain = float32_values(plain_rows, z, labels)
-        false_zeros = int(np.sum(plain.loss == 0))
+        if kind == "confident":
+            false_zeros = int(np.sum(plain.loss == 0))
         for quantity, allowance, bound, words in (
             ("loss", gap, LOSS_BOUND, f"{LOSS_BOUND:.0f} + gap"),
             ("label_gradient", gap, LABEL_GRADIENT_BOUND, f"{LABEL_GRADIENT_BOUND:.0f} + gap"),
             ("other_gradients", 0.0, OTHER_GRADIENTS_BOUND, f"{OTHER_GRADIENTS_BOUND:.0f}"),
         ):
-            exact, got, naive = (getattr(values, quantity) for values in (truth, ours, plain))
-            ulp = np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
-            error = np.abs(got - exact) / ulp
+            true, got, naive = (getattr(values, quantity) for values in (exact, ours, plain))
+            ulp = np.spacing(np.abs(true).astype(np.float32)).astype(np.float64)
+            error = np.abs(got - true) / ulp
             differences.append(
-                Difference(
+                UlpDifference(
                     rows=kind,
                     quantity=quantity.replace("_", " "),
                     jxent_from_float64=float(np.max(error)),
-                    plain_from_float64=float(np.max(np.abs(naive - exact) / ulp)),
+                    plain_from_float64=float(np.max(np.abs(naive - true) / ulp)),
                     jxent_from_plain=float(np.max(np.abs(got.astype(np.float64) - naive) / ulp)),
                     bound=words,
                     within=bool(np.all(error <= bound + allowance)),
