@@ -5,7 +5,7 @@ person may pass (lists, NumPy arrays) is `ArrayLike`.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import jax
 from jaxtyping import Array, Bool, Float, Integer
@@ -24,3 +24,7 @@ RowMask = Bool[Array, "*n"]
 ClassMask = Bool[Array, "*n V"]
 PerRow = Float[Array, "*n"]
 Scalar = Float[Array, ""]
+
+# A wrapped function's parameters and result.
+P = ParamSpec("P")
+R = TypeVar("R")

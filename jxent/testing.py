@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,9 @@ import numpy as np
 from jax.experimental import checkify
 
 from jxent import _check, _compat
+from jxent._typing import P, R
 
 __all__ = ["assert_gradients_match", "checked"]
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 # Central differences in float64 err by h² from the curvature and ε/h from rounding: ε^(1/3).
 _STEP = float(np.finfo(np.float64).eps) ** (1 / 3)

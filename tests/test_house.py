@@ -31,7 +31,6 @@ LAYERS = [
     ["_linear", "_linear.tiling", "_linear.projection"],
     ["_linear.row_loss"],
     ["_linear.chunked_rows", "_linear.reference", "_linear.vocab"],
-    ["_linear.tokens"],
     ["_linear.implementations"],
     ["_losses", "_losses.cross_entropy", "_losses.softmax", "_losses.sigmoid"],  # what people call
     ["_losses.divergence", "_linear.api", "testing"],

@@ -21,7 +21,7 @@ leave finite gradients on invalid rows.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ from jxent._core.log_softmax import (
 )
 from jxent._core.safe_math import zero_unless
 from jxent._core.targets import at_label, is_label, is_labels
-from jxent._typing import ClassMask, ClassWeights, Logits, PerRow, RowMask, Targets
+from jxent._typing import ClassMask, ClassWeights, Logits, P, PerRow, R, RowMask, Targets
 
 _SAVED = "jxent_row"
 
@@ -235,9 +235,6 @@ def _row_terms_jvp(options, primals, tangents):
 
 
 row_terms_and_statistics.defjvp(_row_terms_jvp, symbolic_zeros=True)
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def rematerialized(f: Callable[P, R]) -> Callable[P, R]:

@@ -175,7 +175,7 @@ def _add_gradients(
     return Projection(dh, dw, db, chunk.layout)
 
 
-def _values(tree: Any) -> Any:
+def _primal_values(tree: Any) -> Any:
     """Take the values of what a forward rule with symbolic zeros is given."""
     return jax.tree.map(lambda x: x.value, tree)
 
@@ -205,7 +205,7 @@ def _encode_structure(gradients: Operands, operands: Operands) -> Operands:
 
 def _sum_of_rows_fwd(loss, static, operands, labels, kept):
     wanted = tuple(map(needs_grad, _fields(operands)))
-    operands, labels, kept = map(_values, (operands, labels, kept))
+    operands, labels, kept = map(_primal_values, (operands, labels, kept))
     value, gradients = _sum_and_gradients(loss, static, wanted, operands, labels, kept, None)
     return value, (_encode_structure(gradients, operands), types_of(operands))
 
@@ -223,10 +223,10 @@ def each_row(
     loss: RowLoss, static: Static, operands: Operands, labels: Any, kept: RowMask | None
 ) -> PerRow:
     """Compute each row's loss."""
-    return _losses(loss, static, operands, labels, kept)
+    return _loss_of_each_row(loss, static, operands, labels, kept)
 
 
-def _losses(
+def _loss_of_each_row(
     loss: RowLoss, static: Static, operands: Operands, labels: Any, kept: RowMask | None
 ) -> PerRow:
     tiles, h = _row_tiles(static, operands), operands.projections[0].hidden
@@ -242,8 +242,8 @@ def _losses(
 
 def _each_row_fwd(loss, static, operands, labels, kept):
     flags = tuple(encode_flag(needs_grad(x)) for x in _fields(operands))
-    operands, labels, kept = map(_values, (operands, labels, kept))
-    losses = _losses(loss, static, operands, labels, kept)
+    operands, labels, kept = map(_primal_values, (operands, labels, kept))
+    losses = _loss_of_each_row(loss, static, operands, labels, kept)
     return losses, (operands, labels, kept, losses, flags)
 
 

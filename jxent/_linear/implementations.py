@@ -1,6 +1,12 @@
 """The implementations of a loss of projected rows, and what all of them share.
 
-A new one is a file with `run(loss, static, operands, labels, kept)` and an entry here.
+    tokens      Σ_rows loss; gradients computed beside it, a chunk of rows at a time: 6·N·V·D flops
+    vocab       each row's loss; logits computed again in the backward pass, a block of classes at a
+                time: 8·N·V·D flops, least memory
+    reference   each row's loss, from stored logits: what the others are tested against
+
+A loss alone costs 2·N·V·D in each.  A new one is a file with a function
+`(loss, static, operands, labels, kept) → losses` and an entry in `IMPLEMENTATIONS`.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ import jax.numpy as jnp
 
 from jxent._compat import vary_alike
 from jxent._core.weighting import denominator, divide, reduce, sum_over_devices
-from jxent._linear import reference, tokens, vocab
+from jxent._linear import chunked_rows, reference, vocab
 from jxent._linear.projection import Static
 from jxent._linear.row_loss import Operands, RowLoss, RowReduction
 from jxent._linear.tiling import default_tile_size
@@ -37,9 +43,11 @@ class Implementation(NamedTuple):
 
 
 IMPLEMENTATIONS = {
-    "tokens": Implementation(tokens.run, "rows", sums_rows=True, pads_classes=True),
-    "vocab": Implementation(vocab.run, "classes", sums_rows=False, pads_classes=True),
-    "reference": Implementation(reference.run, "rows", sums_rows=False, pads_classes=False),
+    "tokens": Implementation(chunked_rows.sum_of_rows, "rows", sums_rows=True, pads_classes=True),
+    "vocab": Implementation(vocab.vocab_losses, "classes", sums_rows=False, pads_classes=True),
+    "reference": Implementation(
+        reference.reference_losses, "rows", sums_rows=False, pads_classes=False
+    ),
 }
 
 

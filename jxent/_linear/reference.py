@@ -14,7 +14,7 @@ from jxent._linear.row_loss import CrossEntropyRows, Operands
 from jxent._typing import Labels, PerRow, RowMask
 
 
-def run(
+def reference_losses(
     loss: CrossEntropyRows, static: Static, operands: Operands, labels: Labels, kept: RowMask | None
 ) -> PerRow:
     """Compute each row's loss."""

@@ -118,7 +118,7 @@ def _block(
     return _Block(start, replace(p, head=head, bias=b_i), y_i, c_i)
 
 
-def _update(state: _OnlineState, z: Logits, block: _Block) -> _OnlineState:
+def _take_in(state: _OnlineState, z: Logits, block: _Block) -> _OnlineState:
     """Take in the logits of a block."""
     m, S = log_softmax.statistics(z, z.dtype)
     # In a block, unlike in a row, all classes may be impossible.
@@ -174,7 +174,7 @@ def _vocab_terms(options: VocabOptions, p: Projection, y, c, kept) -> VocabTerms
     def take_block(state: _OnlineState, i: Index) -> _OnlineState:
         block = _block(options, i, p, y, c)
         u = project_rows(options.static, kept, block.projection)
-        return _update(state, apply_mask_and_softcap(options.terms, None, u), block)
+        return _take_in(state, apply_mask_and_softcap(options.terms, None, u), block)
 
     state = _class_tiles(options.static, p).scan(take_block, start, like=p.hidden)
     m, S = state.stats
@@ -279,7 +279,7 @@ def _vocab_bwd(options, residuals, cotangents: VocabTerms):
 vocab_terms.defvjp(_vocab_fwd, _vocab_bwd, symbolic_zeros=True)
 
 
-def run(
+def vocab_losses(
     loss: CrossEntropyRows, static: Static, operands: Operands, labels: Labels, kept: RowMask | None
 ) -> PerRow:
     """Compute each row's loss."""
