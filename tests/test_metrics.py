@@ -474,19 +474,19 @@ def exactly(s: compensated.Sum) -> np.ndarray:
 
 
 @given(st.integers(0, 2**16), st.sampled_from([0, 33, 300]), st.sampled_from([0.1, 4.0]))
-def test_sums_down_and_by_segment(seed, rows, spread):
+def test_sums_of_rows_and_of_segments(seed, rows, spread):
     rng = np.random.default_rng(seed)
     x = np.float32(np.exp(spread * rng.standard_normal((rows, 2))))
     segment = rng.integers(0, 3, rows).astype(np.int32)
     assert_close(
-        exactly(compensated.down(jnp.asarray(x))), f64(x).sum(0), rtol=1e-12, dtype="float32"
+        exactly(compensated.sum_rows(jnp.asarray(x))), f64(x).sum(0), rtol=1e-12, dtype="float32"
     )
     expected = np.array([f64(x)[segment == i].sum(0) for i in range(3)])
-    got = compensated.by_segment(jnp.asarray(x), jnp.asarray(segment), 3)
+    got = compensated.segment_sum(jnp.asarray(x), jnp.asarray(segment), 3)
     assert_close(exactly(got), expected, rtol=1e-6)
 
 
-def test_over_devices_rounds_nothing():
+def test_psum_rounds_nothing():
     """psum in float32 is off by 1e-8 to 1e-7 here."""
     rng = np.random.default_rng(0)
     x = np.float32(np.exp(3 * rng.standard_normal((8, 50))))
@@ -496,7 +496,7 @@ def test_over_devices_rounds_nothing():
     @jax.jit
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=P("d"), out_specs=P())
     def total(x):
-        return compensated.over_devices(
+        return compensated.psum(
             compensated.Sum(x[0], jnp.where(jnp.isfinite(x[0]), x[0] * 2.0**-26, 0)), "d"
         )
 
