@@ -2,6 +2,7 @@
 
 import functools
 import math
+import pickle
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from sklearn.naive_bayes import GaussianNB
 import jxent
 from jxent import metrics
 from jxent._core import compensated
-from jxent.metrics import Average, ClassificationMetrics
+from jxent.metrics import Average, ClassificationMetrics, MultiLabelMetrics
 
 inf, nan = math.inf, math.nan
 AGREEMENT = 1e-6
@@ -410,6 +411,19 @@ def test_float64(x64):
     assert got.dtype == jnp.float64
     assert_close(got, sk.log_loss(y, softmax(f64(z), axis=-1)), rtol=1e-12)
     assert metrics.log_loss(jnp.asarray(z, jnp.bfloat16), y).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "made", [ClassificationMetrics.empty(3, top_k=(2,)), MultiLabelMetrics.empty(3)]
+)
+def test_metrics_are_pytrees_of_arrays_and_can_be_pickled(made):
+    """The options (`top_k`, `threshold`) are static: part of the structure, not leaves."""
+    leaves, structure = jax.tree.flatten(made)
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+    for again in (jax.tree.unflatten(structure, leaves), pickle.loads(pickle.dumps(made))):
+        assert type(again) is type(made) and jax.tree.structure(again) == structure
+        assert repr(again) == repr(made)
+        made.merge(again)
 
 
 def test_the_summary_is_a_table():
