@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Integer
 from jxent import _check
 
 
-def losses_of_rows(fn: str, x: Any) -> Float[np.ndarray, " N"]:
-    """Check that there is one loss a row, at least one; NaN raises, ∞ is a loss."""
+def check_row_losses(fn: str, x: Any) -> Float[np.ndarray, " N"]:
+    """Check losses of one row or more; NaN raises, ∞ is a loss."""
     values = _float_column(fn, "row_losses", x)
     if values.size == 0:
         raise ValueError(f"{fn}: `row_losses` is empty; give it one loss a row")
@@ -21,8 +21,8 @@ def losses_of_rows(fn: str, x: Any) -> Float[np.ndarray, " N"]:
     return values
 
 
-def paired_losses(fn: str, x: Any) -> tuple[list[str], Float[np.ndarray, "N M"]]:
-    """Return names, and the losses of the same rows by at least two models, one column a model."""
+def check_paired_losses(fn: str, x: Any) -> tuple[list[str], Float[np.ndarray, "N M"]]:
+    """Check at least two models' losses of the same rows; return names, and one column a model."""
     if not hasattr(x, "items"):
         raise TypeError(
             f"{fn}: `losses` must be a dictionary of names and row losses, got {type(x).__name__}"
@@ -45,7 +45,7 @@ def paired_losses(fn: str, x: Any) -> tuple[list[str], Float[np.ndarray, "N M"]]
     return list(columns), np.stack(list(columns.values()), axis=1)
 
 
-def finite_losses(
+def check_finite_losses(
     fn: str, names: Sequence[str], losses: Float[np.ndarray, "N M"], kept: Bool[np.ndarray, " N"]
 ) -> None:
     """Raise at the first loss that is not finite in a row of positive weight."""
@@ -62,7 +62,7 @@ def finite_losses(
         raise ValueError(f"{fn}: `losses`[{names[model]!r}][{row}] is {value}: {why}")
 
 
-def row_weights(fn: str, x: Any, rows: int) -> Float[np.ndarray, " N"]:
+def check_weights(fn: str, x: Any, rows: int) -> Float[np.ndarray, " N"]:
     """Check that weights are finite, ≥ 0 and not all 0; without any, return ones."""
     if x is None:
         return np.ones(rows)
@@ -75,8 +75,8 @@ def row_weights(fn: str, x: Any, rows: int) -> Float[np.ndarray, " N"]:
     return values
 
 
-def group_numbers(fn: str, x: Any, rows: int) -> Integer[np.ndarray, " N"] | None:
-    """Number the groups 0, 1, …, one number a row; None if every row stands for itself."""
+def check_groups(fn: str, x: Any, rows: int) -> Integer[np.ndarray, " N"] | None:
+    """Check groups and number them 0, 1, …; None if every row stands for itself."""
     if x is None:
         return None
     values = _on_host(fn, "groups", x)
@@ -94,7 +94,7 @@ def group_numbers(fn: str, x: Any, rows: int) -> Integer[np.ndarray, " N"] | Non
     return np.unique(values, return_inverse=True)[1]
 
 
-def at_least_two(fn: str, what: str, count: int) -> None:
+def check_at_least_two(fn: str, what: str, count: int) -> None:
     """Raise unless two rows, or groups, have positive weight: one has no spread."""
     if count < 2:
         raise ValueError(
@@ -102,8 +102,8 @@ def at_least_two(fn: str, what: str, count: int) -> None:
         )
 
 
-def held_out_ratio(fn: str, test_fraction: Any, weights: Any, groups: Any) -> float:
-    """Return n_test / n_train of every split, 0 without splits."""
+def check_test_fraction(fn: str, test_fraction: Any, weights: Any, groups: Any) -> float:
+    """Check the share of the rows held out; return n_test / n_train, 0 without splits."""
     if test_fraction is None:
         return 0.0
     if weights is not None or groups is not None:

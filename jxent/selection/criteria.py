@@ -6,7 +6,7 @@ import numpy as np
 
 from jxent import _check
 from jxent._typing import ArrayLike
-from jxent.selection import checks
+from jxent.selection.checks import check_row_losses
 
 
 @_check.keywords
@@ -31,7 +31,7 @@ def log_likelihood(row_losses: ArrayLike) -> float:
     References:
       Fisher, *On the Mathematical Foundations of Theoretical Statistics*, 1922.
     """
-    return -float(np.sum(checks.losses_of_rows("log_likelihood", row_losses)))
+    return -float(np.sum(check_row_losses("log_likelihood", row_losses)))
 
 
 @_check.keywords
@@ -62,7 +62,7 @@ def aic(row_losses: ArrayLike, parameters: int) -> float:
       Akaike, *A New Look at the Statistical Model Identification*, 1974.
     """
     k = _check.whole("aic", "parameters", parameters, 0)
-    return 2 * k + 2 * float(np.sum(checks.losses_of_rows("aic", row_losses)))
+    return 2 * k + 2 * float(np.sum(check_row_losses("aic", row_losses)))
 
 
 @_check.keywords
@@ -91,5 +91,5 @@ def bic(row_losses: ArrayLike, parameters: int) -> float:
       Schwarz, *Estimating the Dimension of a Model*, 1978.
     """
     k = _check.whole("bic", "parameters", parameters, 0)
-    rows = checks.losses_of_rows("bic", row_losses)
+    rows = check_row_losses("bic", row_losses)
     return k * float(np.log(len(rows))) + 2 * float(np.sum(rows))

@@ -9,8 +9,15 @@ from jaxtyping import Float, Integer
 
 from jxent import _check
 from jxent._typing import ArrayLike
-from jxent.selection import checks
 from jxent.selection.bootstrap import least_resamples, resampled_means
+from jxent.selection.checks import (
+    check_at_least_two,
+    check_finite_losses,
+    check_groups,
+    check_paired_losses,
+    check_test_fraction,
+    check_weights,
+)
 from jxent.selection.comparison import Comparison, Difference, Model
 
 _ROUNDINGS = 8  # ulp of the largest loss: differences that vary by less are constant
@@ -98,23 +105,23 @@ def compare(
     fn = "compare"
     with _check.needed(fn, "SciPy"):
         from scipy.special import stdtr, stdtrit
-    names, columns = checks.paired_losses(fn, losses)
+    names, columns = check_paired_losses(fn, losses)
     count = len(columns)
-    w = checks.row_weights(fn, weights, count)
-    group = checks.group_numbers(fn, groups, count)
+    w = check_weights(fn, weights, count)
+    group = check_groups(fn, groups, count)
     kept = w > 0
-    checks.finite_losses(fn, names, columns, kept)
+    check_finite_losses(fn, names, columns, kept)
     confidence = _check.strictly_between(fn, "confidence", confidence)
     least, why = least_resamples(confidence), f" at confidence {confidence:g}"
     resamples = _check.whole(fn, "resamples", resamples, least, why)
     seed = _check.whole(fn, "seed", seed, 0)
-    overlap = checks.held_out_ratio(fn, test_fraction, weights, groups)
+    overlap = check_test_fraction(fn, test_fraction, weights, groups)
 
     columns, w = columns[kept], w[kept] / np.sum(w[kept])
     group = None if group is None else np.unique(group[kept], return_inverse=True)[1]
     shares = _sums_by(group, w)
     units = len(shares)
-    checks.at_least_two(fn, "rows" if group is None else "groups", units)
+    check_at_least_two(fn, "rows" if group is None else "groups", units)
     wider = float(np.sqrt(1 + units * overlap))
     t = float(stdtrit(units - 1, (1 + confidence) / 2))
     reach = t * float(np.sqrt(units / (units - 1)))
