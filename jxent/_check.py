@@ -660,126 +660,8 @@ def entries(fn: str, name: str, x: ArrayLike) -> Float[Array, "..."]:
     return _as_floats(x) if _is(x, jnp.bool_) else number(fn, name, x)
 
 
-# What follows is read on the host, never traced.
-
-
-def _host(fn: str, name: str, x: Any) -> np.ndarray:
-    """x as NumPy; a traced value has nothing to read."""
-    try:
-        values = concrete(x)
-    except ValueError:
-        raise ValueError(f"{fn}: `{name}` is ragged; give it one number a row") from None
-    if values is None:
-        raise TypeError(
-            f"{fn}: `{name}` must be readable here, got a traced or distributed array; call {fn} "
-            "outside jit, on jax.device_get(...)"
-        )
-    return values
-
-
-def _numbers(fn: str, name: str, x: Any, rows: int | None = None) -> Float[np.ndarray, " N"]:
-    values = _host(fn, name, x)
-    if not (_is(values, jnp.floating) or _is(values, jnp.integer) or _is(values, jnp.bool_)):
-        raise TypeError(f"{fn}: `{name}` must be numbers, got {_came(values)}")
-    one_axis(fn, name, values)
-    if rows is not None and values.size != rows:
-        raise ValueError(f"{fn}: `{name}` must have one number a row, {rows}, got {values.size}")
-    return values.astype(np.float64)
-
-
 def _first(bad: np.ndarray) -> int:
     return int(np.argmax(bad))
-
-
-def losses_of_rows(fn: str, x: Any) -> Float[np.ndarray, " N"]:
-    """One loss a row, at least one; NaN raises, ∞ is a loss."""
-    values = _numbers(fn, "row_losses", x)
-    if values.size == 0:
-        raise ValueError(f"{fn}: `row_losses` is empty; give it one loss a row")
-    if np.any(bad := np.isnan(values) | (values == -np.inf)):
-        raise ValueError(f"{fn}: `row_losses`[{_first(bad)}] is {values[_first(bad)]}")
-    return values
-
-
-def paired_losses(fn: str, x: Any) -> tuple[list[str], Float[np.ndarray, "N M"]]:
-    """Names, and the losses of the same rows by at least two models, one column a model."""
-    if not hasattr(x, "items"):
-        raise TypeError(
-            f"{fn}: `losses` must be a dictionary of names and row losses, got {type(x).__name__}"
-        )
-    for name in x:
-        if not isinstance(name, str):
-            raise TypeError(f"{fn}: `losses` has the name {name!r}; names are strings")
-    if len(x) < 2:
-        raise ValueError(
-            f"{fn}: `losses` has {len(x)} model{'s' * (len(x) != 1)}; it takes two to compare"
-        )
-    columns = {name: _numbers(fn, f"losses[{name!r}]", rows) for name, rows in x.items()}
-    first, *others = columns
-    for name in others:
-        if columns[name].size != columns[first].size:
-            raise ValueError(
-                f"{fn}: `losses` must be of the same rows in the same order, got "
-                f"{columns[first].size} of {first!r} and {columns[name].size} of {name!r}"
-            )
-    return list(columns), np.stack(list(columns.values()), axis=1)
-
-
-def finite_losses(
-    fn: str, names: Sequence[str], losses: Float[np.ndarray, "N M"], kept: Bool[np.ndarray, " N"]
-) -> None:
-    """ValueError at the first loss that is not finite in a row that counts."""
-    bad = ~np.isfinite(losses) & kept[:, None]
-    if np.any(bad):
-        row, model = np.argwhere(bad)[0]
-        value = losses[row, model]
-        why = (
-            "the model gives probability 0 to what happened, and no mean of its losses is finite; "
-            "compare the others"
-            if value == np.inf
-            else "drop the row from every model, or find out where it went wrong"
-        )
-        raise ValueError(f"{fn}: `losses`[{names[model]!r}][{row}] is {value}: {why}")
-
-
-def positive_weights(fn: str, x: Any, rows: int) -> Float[np.ndarray, " N"]:
-    """Finite weights ≥ 0, not all of them 0; all 1 if there are none."""
-    if x is None:
-        return np.ones(rows)
-    values = _numbers(fn, "weights", x, rows)
-    if np.any(bad := ~((values >= 0) & np.isfinite(values))):
-        raise ValueError(
-            f"{fn}: `weights`[{_first(bad)}] = {values[_first(bad)]} must be finite and not "
-            "negative"
-        )
-    if not np.any(values):
-        raise ValueError(f"{fn}: `weights` are all 0: no row counts")
-    return values
-
-
-def group_numbers(fn: str, x: Any, rows: int) -> Integer[np.ndarray, " N"] | None:
-    """Which of the groups 0, 1, … each row belongs to; None if every row stands for itself."""
-    if x is None:
-        return None
-    values = _host(fn, "groups", x)
-    if values.dtype.kind not in "biufSU":
-        raise TypeError(
-            f"{fn}: `groups` must be integers or strings, got {_came(values)}; "
-            "np.unique(groups, return_inverse=True)[1] makes integers of most things"
-        )
-    if values.shape != (rows,):
-        raise ValueError(f"{fn}: `groups` must have one name a row, {[rows]}, got {_came(values)}")
-    if values.dtype.kind == "f" and np.any(bad := np.isnan(values)):
-        raise ValueError(f"{fn}: `groups`[{_first(bad)}] is nan: a row without a group")
-    return np.unique(values, return_inverse=True)[1]
-
-
-def enough(fn: str, what: str, count: int) -> None:
-    """At least two rows, or groups, that count: from one no spread can be seen."""
-    if count < 2:
-        raise ValueError(
-            f"{fn}: a standard error needs at least 2 {what} of positive weight, got {count}"
-        )
 
 
 def strictly_between(fn: str, name: str, x: Any) -> float:
@@ -788,20 +670,6 @@ def strictly_between(fn: str, name: str, x: Any) -> float:
     if not 0 < value < 1:
         raise ValueError(f"{fn}: `{name}` must lie between 0 and 1, got {value}")
     return value
-
-
-def resampled_training(
-    fn: str, test_fraction: Any, weights: Any, groups: Any
-) -> Float[np.ndarray, ""] | float:
-    """n_test / n_train of every split, 0 without splits."""
-    if test_fraction is None:
-        return 0.0
-    if weights is not None or groups is not None:
-        raise ValueError(
-            f"{fn}: `test_fraction` is for one mean loss a split, without `weights` or `groups`"
-        )
-    fraction = strictly_between(fn, "test_fraction", test_fraction)
-    return fraction / (1 - fraction)
 
 
 @contextmanager
@@ -1136,28 +1004,6 @@ def within_unit_where(fn: str, name: str, x: ArrayLike, kept: Bool[Array, "..."]
     if keep is not True:
         values = np.where(keep, values, 0)
     within_unit(fn, name, values)
-
-
-def yes_or_no(
-    fn: str, x: ArrayLike, shape: tuple[int, ...], kept: Bool[Array, "..."] | None
-) -> Shaped[Array, "..."]:
-    """Labels of the logits' shape, each 0 or 1 where kept."""
-    if not (_is(x, jnp.bool_) or _is(x, jnp.integer) or _is(x, jnp.floating)):
-        raise TypeError(f"{fn}: `labels` must be booleans, integers or floats, got {_came(x)}")
-    if shape_of(x) != shape:
-        raise ValueError(
-            f"{fn}: `labels` must say 0 or 1 of each label, shape {list(shape)}, got {_came(x)}"
-        )
-    values, keep = concrete(x), True if kept is None else concrete(kept)
-    if values is not None and keep is not None:
-        bad = ~((values == 0) | (values == 1)) & keep
-        if np.any(bad):
-            at = np.unravel_index(int(np.argmax(bad)), values.shape)
-            raise ValueError(
-                f"{fn}: `labels`{list(map(int, at))} = {values[at]} is neither 0 nor 1; leave "
-                "unknown labels out with where="
-            )
-    return jnp.asarray(x)
 
 
 # Sums that are kept

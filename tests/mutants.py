@@ -637,8 +637,8 @@ MUTANTS = [
     ),
     Mutant(
         "metrics/multilabel.py",
-        "of_row = jnp.where(jnp.any(known, axis=-1), w, 0)",
-        "of_row = w",
+        "row_w = jnp.where(jnp.any(known, axis=-1), w, 0)",
+        "row_w = w",
         "test_multilabel.py",
         "unknown",
     ),
@@ -657,9 +657,9 @@ MUTANTS = [
         "nowhere",
     ),
     Mutant(
-        "metrics/multilabel.py",
-        "jnp.arange(classes, dtype=jnp.int32)[None] * bins + bin_of",
-        "jnp.arange(classes, dtype=jnp.int32)[None] * 0 + bin_of",
+        "metrics/calibration.py",
+        "first_bin = bins * jnp.arange(",
+        "first_bin = 0 * jnp.arange(",
         "test_multilabel.py",
         "calibration",
     ),

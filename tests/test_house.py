@@ -37,9 +37,10 @@ LAYERS = [
     ["imbalance", "robust", "information", "distillation", "regression"],
     ["regularization"],
     ["metrics.average"],  # what is measured
-    ["metrics.calibration", "metrics.temperature"],
+    ["metrics.base", "metrics.calibration", "metrics.temperature"],
     ["metrics.classification", "metrics.multilabel"],
     ["metrics.functions"],
+    ["selection.checks", "selection.progress"],
     ["selection.bootstrap", "selection.comparison", "selection.criteria"],
     ["selection.paired"],
     ["metrics", "selection"],
@@ -212,8 +213,8 @@ PUBLIC_METHODS = {
     f"{name}.{inner}": getattr(cls, inner)
     for name, cls in PUBLIC.items()
     if inspect.isclass(cls)
-    for inner, member in vars(cls).items()
-    if not inner.startswith("_") and isinstance(member, types.FunctionType | classmethod)
+    for inner, member in inspect.getmembers(cls)  # inherited ones too
+    if not inner.startswith("_") and isinstance(member, types.FunctionType | types.MethodType)
 }
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import pickle
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from sklearn.naive_bayes import GaussianNB
 import jxent
 from jxent import metrics
 from jxent._core import compensated
-from jxent.metrics import Average, ClassificationMetrics
+from jxent.metrics import Average, ClassificationMetrics, MultiLabelMetrics
 
 inf, nan = math.inf, math.nan
 AGREEMENT = 1e-6
@@ -412,6 +413,19 @@ def test_float64(x64):
     assert metrics.log_loss(jnp.asarray(z, jnp.bfloat16), y).dtype == jnp.float32
 
 
+@pytest.mark.parametrize(
+    "made", [ClassificationMetrics.empty(3, top_k=(2,)), MultiLabelMetrics.empty(3)]
+)
+def test_metrics_are_pytrees_of_arrays_and_can_be_pickled(made):
+    """The options (`top_k`, `threshold`) are static: part of the structure, not leaves."""
+    leaves, structure = jax.tree.flatten(made)
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+    for again in (jax.tree.unflatten(structure, leaves), pickle.loads(pickle.dumps(made))):
+        assert type(again) is type(made) and jax.tree.structure(again) == structure
+        assert repr(again) == repr(made)
+        made.merge(again)
+
+
 def test_the_summary_is_a_table():
     z, y, _, n = problem(8)
     lines = str(measured(z, y, byte_counts=n)).splitlines()
@@ -474,19 +488,19 @@ def exactly(s: compensated.Sum) -> np.ndarray:
 
 
 @given(st.integers(0, 2**16), st.sampled_from([0, 33, 300]), st.sampled_from([0.1, 4.0]))
-def test_sums_down_and_by_segment(seed, rows, spread):
+def test_sums_of_rows_and_of_segments(seed, rows, spread):
     rng = np.random.default_rng(seed)
     x = np.float32(np.exp(spread * rng.standard_normal((rows, 2))))
     segment = rng.integers(0, 3, rows).astype(np.int32)
     assert_close(
-        exactly(compensated.down(jnp.asarray(x))), f64(x).sum(0), rtol=1e-12, dtype="float32"
+        exactly(compensated.sum_rows(jnp.asarray(x))), f64(x).sum(0), rtol=1e-12, dtype="float32"
     )
     expected = np.array([f64(x)[segment == i].sum(0) for i in range(3)])
-    got = compensated.by_segment(jnp.asarray(x), jnp.asarray(segment), 3)
+    got = compensated.segment_sum(jnp.asarray(x), jnp.asarray(segment), 3)
     assert_close(exactly(got), expected, rtol=1e-6)
 
 
-def test_over_devices_rounds_nothing():
+def test_psum_rounds_nothing():
     """psum in float32 is off by 1e-8 to 1e-7 here."""
     rng = np.random.default_rng(0)
     x = np.float32(np.exp(3 * rng.standard_normal((8, 50))))
@@ -496,7 +510,7 @@ def test_over_devices_rounds_nothing():
     @jax.jit
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=P("d"), out_specs=P())
     def total(x):
-        return compensated.over_devices(
+        return compensated.psum(
             compensated.Sum(x[0], jnp.where(jnp.isfinite(x[0]), x[0] * 2.0**-26, 0)), "d"
         )
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jxent import selection
-from jxent.selection import bootstrap, compare
+from jxent.selection import bootstrap, compare, paired, progress
 from jxent.selection.comparison import Comparison, Difference, Model
 
 FEW, MANY = 60, bootstrap.MANY + 5  # rows: drawn one by one, and counted
@@ -344,14 +344,14 @@ def test_a_hundred_thousand_rows_take_seconds():
 
 
 def test_holm_by_hand():
-    corrected = selection._holm([0.01, 0.04, 0.03, 0.005])
+    corrected = paired._holm([0.01, 0.04, 0.03, 0.005])
     np.testing.assert_allclose(corrected, [0.03, 0.06, 0.06, 0.02])
 
 
 @given(p=st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_rejects_step_by_step(p):
     """A hypothesis is rejected at level α if its corrected p value is at most α."""
-    corrected = selection._holm(p)
+    corrected = paired._holm(p)
     for level in (0.01, 0.05, 0.3):
         rejected, order = set(), sorted(range(len(p)), key=p.__getitem__)
         for step, i in enumerate(order):
@@ -381,7 +381,7 @@ def test_every_pair_is_as_if_alone():
         for name in ("bootstrap_low", "bootstrap_high"):
             assert abs(getattr(d, name) - getattr(alone, name)) < 0.1 * d.standard_error
         assert abs(d.probability - alone.probability) < 0.03
-    assert [d.adjusted_p_value for d in comparison.pairs] == selection._holm(
+    assert [d.adjusted_p_value for d in comparison.pairs] == paired._holm(
         [d.p_value for d in comparison.pairs]
     )
     for d in comparison.pairs:
@@ -713,16 +713,16 @@ def test_a_bar_comes_when_it_is_long(monkeypatch):
     stream = io.StringIO()
     console = rich.console.Console(file=stream, force_terminal=True)
     monkeypatch.setattr(rich.console, "Console", lambda **options: console)
-    assert list(bootstrap.watched(range(5), "bootstrap")) == list(range(5))
+    assert list(progress.track(range(5), "bootstrap")) == list(range(5))
     assert stream.getvalue() == ""
-    monkeypatch.setattr(bootstrap, "PATIENCE", -1.0)
-    assert list(bootstrap.watched(range(5), "bootstrap")) == list(range(5))
+    monkeypatch.setattr(progress, "PATIENCE", -1.0)
+    assert list(progress.track(range(5), "bootstrap")) == list(range(5))
     assert "bootstrap" in stream.getvalue()
 
 
 def test_no_bar_where_nobody_looks(monkeypatch, capfd):
-    monkeypatch.setattr(bootstrap, "PATIENCE", -1.0)
-    assert list(bootstrap.watched(range(3), "bootstrap")) == [0, 1, 2]
+    monkeypatch.setattr(progress, "PATIENCE", -1.0)
+    assert list(progress.track(range(3), "bootstrap")) == [0, 1, 2]
     monkeypatch.setitem(sys.modules, "rich.console", None)
-    assert list(bootstrap.watched(range(3), "bootstrap")) == [0, 1, 2]
+    assert list(progress.track(range(3), "bootstrap")) == [0, 1, 2]
     assert capfd.readouterr().err == ""

@@ -16,22 +16,23 @@ from jaxtyping import Array, Float, Int
 
 from jxent._typing import AxisNames
 
-Numbers = Float[Array, "..."]
-
-# Terms added up one after the other in a segment before the sum takes two numbers.
-_TOGETHER = 32
-_LARGEST = 2**22  # numbers held while segments are summed
+_PLAIN_TERMS = 32  # added up in one float before a segment's sum takes two
+_LARGEST = 2**22  # entries held while segments are summed
 
 
 class Sum(NamedTuple):
     """value + rest."""
 
-    value: Numbers
-    rest: Numbers
+    value: Float[Array, "..."]
+    rest: Float[Array, "..."]
+
+    def rounded(self) -> Float[Array, "..."]:
+        """Round the sum to one float."""
+        return self.value + self.rest
 
 
-def two_sum(a: Numbers, b: Numbers) -> Sum:
-    """a + b, and what rounding takes from it; nothing from an infinite one."""
+def two_sum(a: Float[Array, "..."], b: Float[Array, "..."]) -> Sum:
+    """Add two floats without error; the rest of an infinite sum is 0."""
     s = a + b
     b_kept = s - a
     e = (a - (s - b_kept)) + (b - b_kept)
@@ -39,37 +40,41 @@ def two_sum(a: Numbers, b: Numbers) -> Sum:
 
 
 def add(a: Sum, b: Sum) -> Sum:
-    """The sum of two sums."""
+    """Add two sums."""
     s, e = two_sum(a.value, b.value)
     return two_sum(s, e + (a.rest + b.rest))
 
 
-def down(x: Float[Array, "N ..."]) -> Sum:
-    """Σ over the first axis."""
+def sum_rows(x: Float[Array, "N ..."]) -> Sum:
+    """Sum over the first axis."""
     zero = jnp.zeros((), x.dtype)
-    together = lambda a, b: tuple(add(Sum(*a), Sum(*b)))  # noqa: E731
-    return Sum(*lax.reduce((x, jnp.zeros_like(x)), (zero, zero), together, (0,)))
+    both = lambda a, b: tuple(add(Sum(*a), Sum(*b)))  # noqa: E731
+    return Sum(*lax.reduce((x, jnp.zeros_like(x)), (zero, zero), both, (0,)))
 
 
-def columns(a: Sum) -> tuple[Sum, ...]:
-    """The sums along the last axis, one by one."""
+def segment_sum(x: Float[Array, "N K"], segment: Int[Array, " N"], segments: int) -> Sum:
+    """Sum the rows of each segment, `[segments, K]`.
+
+    Row i goes to group i mod `groups`.  A group's sums are plain floats, of few terms each where
+    memory allows; only the sum over the groups is compensated.
+    """
+    rows, columns = x.shape
+    groups = max(1, min(-(-rows // _PLAIN_TERMS), _LARGEST // (segments * columns)))
+    group = jnp.arange(rows, dtype=jnp.int32) % groups
+    part = jax.ops.segment_sum(x, group * segments + segment, groups * segments)
+    return sum_rows(part.reshape(groups, segments, columns))
+
+
+def unstack(a: Sum) -> tuple[Sum, ...]:
+    """Split sums along the last axis."""
     return tuple(Sum(a.value[..., i], a.rest[..., i]) for i in range(a.value.shape[-1]))
 
 
-def by_segment(x: Float[Array, "N K"], segment: Int[Array, " N"], segments: int) -> Sum:
-    """Σ over the rows of each segment, `[segments, K]`, few rows at a time."""
-    rows, columns = x.shape
-    groups = max(1, min(-(-rows // _TOGETHER), _LARGEST // (segments * columns)))
-    group = jnp.arange(rows, dtype=jnp.int32) % groups
-    part = jax.ops.segment_sum(x, group * segments + segment, groups * segments)
-    return down(part.reshape(groups, segments, columns))
+def psum(a: Sum, axis_name: AxisNames) -> Sum:
+    """Add up the sums of all devices along these mesh axes.
 
-
-def over_devices(a: Sum, axis_name: AxisNames) -> Sum:
-    """The sum over the devices of these mesh axes.
-
-    psum alone would round.  So the leading digits, on a grid so coarse that any sum of them fits
-    into a float, are summed apart from the others.
+    `lax.psum` alone would round.  So the leading digits, on a grid so coarse that any sum of them
+    fits into a float, are summed apart from the others.
     """
     devices = lax.psum(1, axis_name)
     coarse = 4 * devices * lax.pmax(lax.stop_gradient(jnp.abs(a.value)), axis_name)

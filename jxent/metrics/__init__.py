@@ -1,4 +1,4 @@
-"""From predictions to numbers: log loss, accuracy, calibration, over any batches and devices.
+"""Metrics of predictions over any batches and devices: log loss, accuracy, calibration.
 
     log loss = Σ w nll_y / Σ w            nll_y: the row losses of `jxent.cross_entropy`
     perplexity = exp(log loss)            bits = nats / log 2
@@ -6,17 +6,15 @@
     Brier score = Σ w Σ_v (p_v − [v = y])² / Σ w
     calibration error = Σ_bins |Σ w hit − Σ w confidence| / Σ w
 
-Every number is a ratio of sums over rows.  `ClassificationMetrics` carries the sums, each in two
+Every metric is a ratio of sums over rows.  `ClassificationMetrics` carries the sums, each in two
 floats (`_core.compensated`), and divides and exponentiates once, at the end: the split into batches
-does not matter, nor how many there are.  The functions are the same on arrays that are in hand.
-Where each row has any number of labels it is `MultiLabelMetrics`, whose formulas are in
-`multilabel`.
+does not matter, nor how many there are.  The functions compute the same from whole arrays.  For any
+number of labels a row there is `MultiLabelMetrics`, whose formulas are in `multilabel`.
 
 Logits [*n, V] come first and integer labels [*n] second.  log p of probabilities p are logits too;
-of a binary logit x they are [0, x].  A row that `where`, `ignore_index` or a weight of 0 drops
-contributes nothing, whatever it holds.  A row at fault (under `jit` a label outside [0, V), NaN
-among its logits) makes every number NaN: it is not left out in silence.  What was measured on no
-row is 0/0, NaN.
+a binary logit x is [0, x].  A row that `where`, `ignore_index` or a weight of 0 drops contributes
+nothing, whatever it holds.  An invalid row (NaN among its logits or, under `jit`, a label outside
+[0, V)) makes every metric NaN: it is not left out in silence.  Metrics of no rows are 0/0, NaN.
 """
 
 from jxent.metrics.average import Average

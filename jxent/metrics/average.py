@@ -1,4 +1,4 @@
-"""A mean on its way: sums that go on over batches, scans and devices, divided at the end.
+"""A weighted mean whose sums grow over batches, scans and devices, and are divided at the end.
 
 mean = Σ w x / Σ w        each sum in two floats, see `_core.compensated`
 """
@@ -22,15 +22,15 @@ from jxent._typing import ArrayLike, AxisNames
 
 @_check.made_by("empty()", "of(values)")
 class Average(NamedTuple):
-    """A mean on its way: Σ w x and Σ w, each with what rounding took from it.
+    """A weighted mean in the making: Σ w x and Σ w, each with what rounding took from it.
 
-    A pytree for `jit`, `lax.scan` and `jax.shard_map`. `Average(total, weight)` takes up known
-    sums; mostly it is begun with `empty` or `of`.
+    A pytree for `jit`, `lax.scan` and `jax.shard_map`. Begin with `empty` or `of`, or continue
+    known sums with `Average(total, weight)`.
 
     Args:
       total: Σ w x, any shape.
       weight: Σ w, the same shape, or one number for all.
-      total_rest, weight_rest: what a float could not hold of them.
+      total_rest, weight_rest: the rounding errors of the two sums.
 
     Example:
       >>> import jax.numpy as jnp
@@ -53,73 +53,68 @@ class Average(NamedTuple):
     @classmethod
     @_check.keywords
     def empty(cls, dtype: Any = jnp.float32) -> "Average":
-        """Nothing yet, in float32 or float64: the mean is NaN until something comes."""
-        return nothing(_check.sums_dtype("Average.empty", dtype))
+        """Begin with no values, in float32 or float64; the mean of none is NaN."""
+        return zero_average(_check.sums_dtype("Average.empty", dtype))
 
     @classmethod
     @_check.keywords
     def of(cls, values: ArrayLike, weights: ArrayLike | None = None) -> "Average":
-        """All values of an array; a weight of 0 drops its value, whatever that is."""
+        """Average all values of an array; a weight of 0 drops its value, whatever that is."""
         x = _check.entries("Average.of", "values", values)
         w = _check.weights("Average.of", "weights", weights, x.shape)
-        return _average_of(x, w)
+        return _weighted_average(x, w)
 
     @_check.keywords
     def update(self, values: ArrayLike, weights: ArrayLike | None = None) -> "Average":
-        """These values as well."""
+        """Add the values of an array, as `of` takes them."""
         return self.merge(Average.of(values, weights))
 
     def merge(self, other: "Average") -> "Average":
-        """Both together."""
-        return averaged(
-            compensated.add(self.sums()[0], other.sums()[0]),
-            compensated.add(self.sums()[1], other.sums()[1]),
-        )
+        """Add the sums of another average."""
+        total, weight = map(compensated.add, self.sums(), other.sums())
+        return average_of_sums(total, weight)
 
     def psum(self, axis_name: AxisNames) -> "Average":
-        """All devices' of these mesh axes together, inside `jax.shard_map`."""
-        total, weight = (compensated.over_devices(s, axis_name) for s in self.sums())
-        return averaged(total, weight)
+        """Add up the sums of all devices along these mesh axes, inside `jax.shard_map`."""
+        total, weight = (compensated.psum(s, axis_name) for s in self.sums())
+        return average_of_sums(total, weight)
 
     def mean(self) -> jax.Array:
-        """Σ w x / Σ w; 0/0 is NaN."""
+        """Divide Σ w x by Σ w; 0/0 is NaN."""
         total, weight = self.sums()
-        return (total.value + total.rest) / (weight.value + weight.rest)
+        return total.rounded() / weight.rounded()
 
     def poisoned(self, poison: jax.Array) -> "Average":
-        """NaN if that is NaN, unchanged if it is 0."""
+        """Add NaN, or 0, to both sums: NaN makes the mean NaN for good."""
         return self._replace(total=self.total + poison, weight=self.weight + poison)
 
     def sums(self) -> tuple[Sum, Sum]:
-        """Σ w x and Σ w, each in two floats."""
+        """Return Σ w x and Σ w, each in two floats."""
         given = (jnp.asarray(x).dtype for x in (self.total, self.weight))
         floats = (dtype for dtype in given if jnp.issubdtype(dtype, jnp.floating))
         dtype = reduce(np.promote_types, floats, np.dtype(np.float32))
         total, weight, *rests = (jnp.asarray(x).astype(dtype) for x in self)
-        # Rests given as a plain 0 stand for all.
+        # The default rests are a plain 0 for all entries.
         total_rest, weight_rest = map(jnp.broadcast_to, rests, (total.shape, weight.shape))
         return Sum(total, total_rest), Sum(weight, weight_rest)
 
 
-def nothing(dtype: Any, shape: tuple[int, ...] = (), weight_shape: tuple[int, ...] = ()) -> Average:
-    """The average of no rows."""
+def zero_average(
+    dtype: Any, shape: tuple[int, ...] = (), weight_shape: tuple[int, ...] = ()
+) -> Average:
+    """Make the average of no rows."""
     total, weight = jnp.zeros(shape, dtype), jnp.zeros(weight_shape, dtype)
     return Average(total, weight, total, weight)
 
 
-def averaged(total: Sum, weight: Sum) -> Average:
-    """The average of two sums."""
+def average_of_sums(total: Sum, weight: Sum) -> Average:
+    """Make the average of two sums."""
     return Average(total.value, weight.value, total.rest, weight.rest)
 
 
-def on_each(fn: Any, *metrics: Any) -> Any:
-    """fn on every `Average` of a pytree, as of the same one in the others."""
-    return jax.tree.map(fn, *metrics, is_leaf=lambda x: isinstance(x, Average))
-
-
 @partial(jax.jit, inline=True)
-def _average_of(x: Float[Array, "..."], w: Float[Array, "..."] | None) -> Average:
+def _weighted_average(x: Float[Array, "..."], w: Float[Array, "..."] | None) -> Average:
     dtype = np.promote_types(x.dtype, np.float32)
     w = jnp.ones(x.shape, dtype) if w is None else w.astype(dtype)
-    each = jnp.stack([multiply_no_nan(w, x.astype(dtype)).ravel(), w.ravel()], axis=-1)
-    return averaged(*compensated.columns(compensated.down(each)))
+    terms = jnp.stack([multiply_no_nan(w, x.astype(dtype)).ravel(), w.ravel()], axis=-1)
+    return average_of_sums(*compensated.unstack(compensated.sum_rows(terms)))

@@ -1,4 +1,4 @@
-"""Whether a prediction held to be right with probability p is right p of the time.
+"""Calibration: of the predictions with confidence p, a share p should be right.
 
 curve: in each bin of confidence, Σ w confidence / Σ w against Σ w hit / Σ w
 error = Σ_bins |Σ w hit − Σ w confidence| / Σ w
@@ -6,6 +6,7 @@ error = Σ_bins |Σ w hit − Σ w confidence| / Σ w
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -14,13 +15,15 @@ from jaxtyping import Array, Float
 
 from jxent import _check, _plot
 from jxent._core import compensated
-from jxent._core.compensated import columns
+from jxent._core.compensated import Sum, unstack
 from jxent._core.safe_math import multiply_no_nan
-from jxent.metrics.average import Average, averaged
+from jxent.metrics.average import Average, average_of_sums
+
+BINS = 15  # by default
 
 
 class Reliability(NamedTuple):
-    """How often predictions of each confidence are right: one entry for each bin.
+    """Confidence and accuracy of the predictions in each bin of confidence.
 
     Args:
       edges: `[B + 1]`; bin b is (edges[b], edges[b + 1]].
@@ -48,15 +51,15 @@ class Reliability(NamedTuple):
 
     @property
     def error(self) -> Array:
-        """Σ_bins weight |accuracy − confidence| / Σ weight, the calibration error."""
+        """The calibration error, Σ_bins weight |accuracy − confidence| / Σ weight."""
         gap = jnp.where(self.weight > 0, jnp.abs(self.accuracy - self.confidence), 0)
         return jnp.sum(self.weight * gap) / jnp.sum(self.weight)
 
     def plot(self, ax: Any = None, *, label: str | None = None, rows: Any = None) -> Any:
         """Draw the diagram with matplotlib and return its axes; models may share them.
 
-        On the diagonal a model knows how much it knows. The bars are Wilson's 95 % intervals, of
-        as many rows as a bin weighs; of weighted rows say in `rows` how many there are in each.
+        A calibrated model is on the diagonal. The bars are Wilson's 95 % intervals for as many
+        rows as a bin weighs; where rows have weights, give the number of rows a bin as `rows`.
         """
         with _check.needed("Reliability.plot", "matplotlib"):
             return _plot.reliability(
@@ -68,19 +71,27 @@ class Reliability(NamedTuple):
             )
 
 
-def of_bins(
-    w: Float[Array, " N"], confidence: Float[Array, " N"], hit: Float[Array, " N"], bins: int
+def average_in_bins(
+    w: Float[Array, "N *V"], confidence: Float[Array, "N *V"], hit: Float[Array, "N *V"], bins: int
 ) -> tuple[Average, Average]:
-    """Confidence and hits of the rows in each bin (b/B, (b + 1)/B]."""
+    """Average confidence and hits in each bin (b/B, (b + 1)/B], `[B]`, or `[V, B]` of V columns."""
+    columns = confidence.shape[1:]
     edges = jnp.linspace(0, 1, bins + 1, dtype=confidence.dtype)[1:-1]
-    bin_of = jnp.sum(confidence[:, None] > edges[None], axis=-1, dtype=jnp.int32)
-    each = jnp.stack([multiply_no_nan(w, confidence), multiply_no_nan(w, hit), w], axis=-1)
-    confidences, hits, weight = columns(compensated.by_segment(each, bin_of, bins))
-    return averaged(confidences, weight), averaged(hits, weight)
+    above = confidence[..., None] > jnp.expand_dims(edges, range(confidence.ndim))
+    first_bin = bins * jnp.arange(math.prod(columns), dtype=jnp.int32).reshape(columns)
+    bin_of = first_bin[None] + jnp.sum(above, axis=-1, dtype=jnp.int32)
+    terms = (multiply_no_nan(w, confidence), multiply_no_nan(w, hit), w)
+    sums = compensated.segment_sum(
+        jnp.stack([term.ravel() for term in terms], axis=-1), bin_of.ravel(), first_bin.size * bins
+    )
+    confidences, hits, weight = (
+        Sum(*(x.reshape(*columns, bins) for x in term)) for term in unstack(sums)
+    )
+    return average_of_sums(confidences, weight), average_of_sums(hits, weight)
 
 
-def curve(confidence: Average, hit: Average) -> Reliability:
-    """The curve that the bins come to."""
+def reliability_of_bins(confidence: Average, hit: Average) -> Reliability:
+    """Divide the sums of each bin."""
     bins = hit.total.shape[0]
     edges = jnp.linspace(0, 1, bins + 1, dtype=hit.total.dtype)
-    return Reliability(edges, hit.weight + hit.weight_rest, confidence.mean(), hit.mean())
+    return Reliability(edges, hit.sums()[1].rounded(), confidence.mean(), hit.mean())

@@ -1,13 +1,13 @@
-"""Every number of a classifier at once, on its way: sums over batches, scans and devices.
+"""All metrics of a classifier at once, from sums over batches, scans and devices.
 
-Each sum is kept in two floats (`_core.compensated`); what they come to is divided and
-exponentiated once, at the end.  The formulas are in `metrics`.
+Each sum is kept in two floats (`_core.compensated`), and is divided and exponentiated once, at the
+end.  The formulas are in `metrics`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,21 +18,21 @@ from jaxtyping import Array, Float, Int
 
 from jxent import _check
 from jxent._core import compensated, log_softmax
-from jxent._core.compensated import Sum, columns
+from jxent._core.compensated import Sum, unstack
 from jxent._core.log_softmax import pin_half_precision
 from jxent._core.safe_math import multiply_no_nan
 from jxent._core.targets import at_label, is_label, kept_rows, narrow
 from jxent._losses.cross_entropy import cross_entropy
-from jxent._typing import ArrayLike, AxisNames, Labels, Logits, PerRow, RowMask, Scalar
-from jxent.metrics.average import Average, averaged, nothing, on_each
-from jxent.metrics.calibration import Reliability, curve, of_bins
+from jxent._typing import ArrayLike, Labels, Logits, PerRow, RowMask, Scalar
+from jxent.metrics.average import Average, average_of_sums, zero_average
+from jxent.metrics.base import MetricSums, add_batch, text_table
+from jxent.metrics.calibration import BINS, Reliability, average_in_bins, reliability_of_bins
 
-BINS = 15
 CONFUSION_UP_TO = 1000  # classes
 
 
 class Summary(NamedTuple):
-    """What `ClassificationMetrics` come to; `str` is a table.
+    """The metrics computed from the sums of `ClassificationMetrics`; `str` is a table.
 
     Args:
       weight: Σ w, the number of rows where they have no weights.
@@ -85,48 +85,32 @@ class Summary(NamedTuple):
     reliability: Reliability
 
     def __str__(self) -> str:
-        """The numbers that are one each."""
-        lines = [
-            ("rows", f"{float(self.weight):,.10g}", ""),
-            ("log loss", f"{self.log_loss:.4f}", "nats"),
-            ("perplexity", f"{self.perplexity:.4f}", ""),
-            ("bits per token", f"{self.bits_per_token:.4f}", ""),
-            ("bits per byte", f"{self.bits_per_byte:.4f}", ""),
-            ("accuracy", f"{self.accuracy:.2%}", ""),
-            *(
-                (f"top-{k} accuracy", f"{share:.2%}", "")
-                for k, share in zip(self.top_k, self.top_k_accuracy, strict=True)
-            ),
-            ("Brier score", f"{self.brier_score:.4f}", ""),
-            ("calibration error", f"{self.expected_calibration_error:.4f}", ""),
-        ]
-        if math.isnan(self.bits_per_byte) and not math.isnan(self.log_loss):
-            del lines[4]  # no bytes were counted
-        return "\n".join(f"{a:<20}{b:>13}  {c}".rstrip() for a, b, c in lines)
+        """Print the scalars."""
+        # NaN where no bytes were counted; after an invalid row too, but then every metric is.
+        uncounted = math.isnan(self.bits_per_byte) and not math.isnan(self.log_loss)
+        per_byte = [] if uncounted else [("bits per byte", self.bits_per_byte, ".4f", "")]
+        top = zip(self.top_k, self.top_k_accuracy, strict=True)
+        return text_table(
+            ("rows", self.weight, ",.10g", ""),
+            ("log loss", self.log_loss, ".4f", "nats"),
+            ("perplexity", self.perplexity, ".4f", ""),
+            ("bits per token", self.bits_per_token, ".4f", ""),
+            *per_byte,
+            ("accuracy", self.accuracy, ".2%", ""),
+            *((f"top-{k} accuracy", accuracy, ".2%", "") for k, accuracy in top),
+            ("Brier score", self.brier_score, ".4f", ""),
+            ("calibration error", self.expected_calibration_error, ".4f", ""),
+        )
 
 
 @_check.made_by("empty(classes)")
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=(
-        "loss",
-        "per_byte",
-        "brier",
-        "hit",
-        "top",
-        "class_loss",
-        "bin_confidence",
-        "bin_hit",
-        "confused",
-    ),
-    meta_fields=("top_k",),
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class ClassificationMetrics:
-    """Every number of `Summary` on its way, over batches of logits and labels.
+class ClassificationMetrics(MetricSums):
+    """Sums over batches of logits and labels, from which `Summary` is computed.
 
     A pytree of fixed size for `jit`, `lax.scan` and `jax.shard_map`: begin with `empty`, `update`
-    it with every batch, `merge` what was measured apart, `psum` over devices, and ask for the
+    it with every batch, `merge` what was measured apart, `psum` over devices, and take the
     `summary` at the end.
 
     Args:
@@ -171,7 +155,7 @@ class ClassificationMetrics:
     bin_confidence: Average
     bin_hit: Average
     confused: Average | None
-    top_k: tuple[int, ...]
+    top_k: tuple[int, ...] = field(metadata={"static": True})
 
     @classmethod
     @_check.keywords
@@ -184,7 +168,7 @@ class ClassificationMetrics:
         confusion: bool | None = None,
         dtype: Any = jnp.float32,
     ) -> "ClassificationMetrics":
-        """Nothing measured yet.
+        """Begin with no rows.
 
         Args:
           classes: V.
@@ -199,17 +183,17 @@ class ClassificationMetrics:
         top_k = tuple(_check.whole(fn, "top_k", k, 1) for k in top_k)
         confusion = classes <= CONFUSION_UP_TO if confusion is None else confusion
         of_class, of_bin = (classes,), (bins,)
-        empty = partial(nothing, _check.sums_dtype(fn, dtype))
+        zero = partial(zero_average, _check.sums_dtype(fn, dtype))
         return cls(
-            loss=empty(),
-            per_byte=empty(),
-            brier=empty(),
-            hit=empty(),
-            top=empty((len(top_k),)),
-            class_loss=empty(of_class, of_class),
-            bin_confidence=empty(of_bin, of_bin),
-            bin_hit=empty(of_bin, of_bin),
-            confused=empty((classes, classes)) if confusion else None,
+            loss=zero(),
+            per_byte=zero(),
+            brier=zero(),
+            hit=zero(),
+            top=zero((len(top_k),)),
+            class_loss=zero(of_class, of_class),
+            bin_confidence=zero(of_bin, of_bin),
+            bin_hit=zero(of_bin, of_bin),
+            confused=zero((classes, classes)) if confusion else None,
             top_k=top_k,
         )
 
@@ -224,7 +208,7 @@ class ClassificationMetrics:
         row_weights: ArrayLike | None = None,
         byte_counts: ArrayLike | None = None,
     ) -> "ClassificationMetrics":
-        """A batch of rows as well.
+        """Add a batch of rows.
 
         Args:
           logits: `[*n, V]`, floating point; −inf is an impossible class.
@@ -239,31 +223,15 @@ class ClassificationMetrics:
           TypeError: logits that are not floating point, labels that are not integers.
         """
         fn = "ClassificationMetrics.update"
-        z, y, kept, w = rows_of(fn, logits, labels, where, ignore_index, row_weights)
+        z, y, kept, w = check_rows(fn, logits, labels, where, ignore_index, row_weights)
         _check.same_classes(fn, z, self.class_loss.total.shape[0])
         counted = _check.weights(fn, "byte_counts", byte_counts, y.shape)
-        return _update(self, z, y, kept, w, counted)
-
-    def merge(self, other: "ClassificationMetrics") -> "ClassificationMetrics":
-        """Both together; they must have been made with the same options.
-
-        Raises:
-          ValueError: they were not.
-        """
-        _check.same_made("ClassificationMetrics.merge", self._options(), other._options())
-        return on_each(Average.merge, self, other)
-
-    def psum(self, axis_name: AxisNames) -> "ClassificationMetrics":
-        """All devices' of these mesh axes together, inside `jax.shard_map`.
-
-        Sum once, at the end, what each device has measured. There `empty` is the same on every
-        device: before it can be the carry of a `lax.scan`, update it once.
-        """
-        return on_each(lambda average: average.psum(axis_name), self)
+        return add_rows(self, z, y, kept, w, counted)
 
     def summary(self) -> Summary:
-        """The numbers, also inside `jit`."""
-        return _summary(self)._replace(top_k=self.top_k)
+        """Compute the metrics, also inside `jit`."""
+        # jit makes arrays of the ks.
+        return _summarize_rows(self)._replace(top_k=self.top_k)
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -276,12 +244,11 @@ class ClassificationMetrics:
 
 
 @partial(jax.jit, inline=True)
-def _summary(m: ClassificationMetrics) -> Summary:
+def _summarize_rows(m: ClassificationMetrics) -> Summary:
     log_loss = m.loss.mean()
-    count = m.loss.sums()[1]
-    reliability = curve(m.bin_confidence, m.bin_hit)
+    reliability = reliability_of_bins(m.bin_confidence, m.bin_hit)
     return Summary(
-        weight=count.value + count.rest,
+        weight=m.loss.sums()[1].rounded(),
         log_loss=log_loss,
         perplexity=jnp.exp(log_loss),
         bits_per_token=log_loss / math.log(2),
@@ -291,14 +258,14 @@ def _summary(m: ClassificationMetrics) -> Summary:
         top_k_accuracy=m.top.mean(),
         brier_score=m.brier.mean(),
         expected_calibration_error=reliability.error,
-        class_weight=m.class_loss.weight + m.class_loss.weight_rest,
+        class_weight=m.class_loss.sums()[1].rounded(),
         class_cross_entropy=m.class_loss.mean(),
-        confusion=None if m.confused is None else m.confused.total + m.confused.total_rest,
+        confusion=None if m.confused is None else m.confused.sums()[0].rounded(),
         reliability=reliability,
     )
 
 
-def rows_of(
+def check_rows(
     fn: str,
     logits: ArrayLike,
     labels: ArrayLike,
@@ -306,7 +273,7 @@ def rows_of(
     ignore_index: int | None,
     row_weights: ArrayLike | None,
 ) -> tuple[Logits, Labels, RowMask | None, PerRow | None]:
-    """The arguments, checked: logits, labels, the rows that are kept, what they weigh."""
+    """Check the arguments; return logits, labels, the rows that are kept and their weights."""
     z = _check.logits(fn, logits)
     y = _check.labels(fn, labels, z.shape[:-1])
     keep = _check.rows_kept(fn, where, y.shape, "logits")
@@ -317,34 +284,34 @@ def rows_of(
     return z, y, kept, _check.weights(fn, "row_weights", row_weights, y.shape)
 
 
-class Measured(NamedTuple):
-    """A batch, one row after the other; what is dropped weighs 0."""
+class MeasuredRows(NamedTuple):
+    """The rows of a batch on one axis; dropped ones weigh 0."""
 
     w: Float[Array, " N"]
     loss: Float[Array, " N"]
-    y: Int[Array, " N"]  # 0 for a bad label, whose row is at fault
+    y: Int[Array, " N"]  # 0 for a label outside [0, V), whose row is invalid
     predicted: Int[Array, " N"]
     rank: Int[Array, " N"]  # how many classes come before the label
     p: Float[Array, "N V"]
     confidence: Float[Array, " N"]
-    poison: Scalar  # NaN if a row is at fault: it could have told in any sum
+    nan_if_invalid: Scalar  # NaN if a row is invalid, else 0: an invalid row belongs to any sum
 
 
-def measured(
+def measure_rows(
     z: Logits, y: Labels, kept: RowMask | None, w: PerRow | None, dtype: jnp.dtype
-) -> Measured:
+) -> MeasuredRows:
     """Measure each row: its loss, its label's rank, its probabilities and confidence."""
     z, y = pin_half_precision(z).reshape(-1, z.shape[-1]), y.ravel()
     w = jnp.ones(y.shape, dtype) if w is None else w.ravel().astype(dtype)
     w = w if kept is None else jnp.where(kept.ravel(), w, 0)
     loss = cross_entropy(z, y, where=w != 0, reduction="none")
-    fault = jnp.any(jnp.isnan(loss) | jnp.isnan(w))
+    invalid = jnp.any(jnp.isnan(loss) | jnp.isnan(w))
     y = jnp.maximum(narrow(y, z.shape[-1]), 0)
     stats = log_softmax.statistics(z, loss.dtype)
     p = log_softmax.softmax_probabilities(z.astype(loss.dtype), stats, log_softmax.logsumexp(stats))
     z_y, classes = at_label(z, y)[:, None], lax.broadcasted_iota(jnp.int32, z.shape, 1)
     before = (z > z_y) | ((z == z_y) & (classes < y[:, None]))
-    return Measured(
+    return MeasuredRows(
         w=w,
         loss=loss.astype(dtype),
         y=y,
@@ -352,16 +319,18 @@ def measured(
         rank=jnp.sum(before, axis=-1, dtype=jnp.int32),
         p=p.astype(dtype),
         confidence=(1 / (1 + stats.S)).astype(dtype),
-        poison=jnp.where(fault, jnp.nan, 0).astype(dtype),
+        nan_if_invalid=jnp.where(invalid, jnp.nan, 0).astype(dtype),
     )
 
 
-def _brier(m: Measured) -> Float[Array, " N"]:
+def _brier(m: MeasuredRows) -> Float[Array, " N"]:
+    """Compute Σ_v (p_v − [v = y])² of each row."""
     minus_1 = jnp.expm1(-m.loss)[:, None]  # p_y − 1 without cancellation
     return jnp.sum(jnp.where(is_label(m.y, m.p), minus_1, m.p) ** 2, axis=-1)
 
 
-def add(
+@partial(jax.jit, inline=True)
+def add_rows(
     metrics: ClassificationMetrics,
     z: Logits,
     y: Labels,
@@ -370,36 +339,33 @@ def add(
     byte_counts: PerRow | None,
 ) -> ClassificationMetrics:
     """Add a batch of checked arguments to the sums."""
-    m = measured(z, y, kept, w, metrics.loss.total.dtype)
+    m = measure_rows(z, y, kept, w, metrics.loss.total.dtype)
     classes, bins = z.shape[-1], metrics.bin_hit.total.shape[0]
     dtype = m.w.dtype
     nats, hit = multiply_no_nan(m.w, m.loss), (m.rank < 1).astype(dtype)
-    each = [m.w, nats, multiply_no_nan(m.w, _brier(m)), multiply_no_nan(m.w, hit)]
-    weight, loss, brier, hits = columns(compensated.down(jnp.stack(each, axis=-1)))
+    terms = [m.w, nats, multiply_no_nan(m.w, _brier(m)), multiply_no_nan(m.w, hit)]
+    weight, loss, brier, hits = unstack(compensated.sum_rows(jnp.stack(terms, axis=-1)))
     top = jnp.stack([(m.rank < k).astype(dtype) for k in metrics.top_k] or [hit], axis=-1)
-    tops = compensated.down(multiply_no_nan(m.w[:, None], top)[:, : len(metrics.top_k)])
-    per_class = compensated.by_segment(jnp.stack([nats, m.w], axis=-1), m.y, classes)
-    per_byte, confused = nothing(dtype), None
+    tops = compensated.sum_rows(multiply_no_nan(m.w[:, None], top)[:, : len(metrics.top_k)])
+    per_class = compensated.segment_sum(jnp.stack([nats, m.w], axis=-1), m.y, classes)
+    per_byte, confused = zero_average(dtype), None
     if byte_counts is not None:
-        each = [nats, multiply_no_nan(m.w, byte_counts.ravel().astype(dtype))]
-        per_byte = averaged(*columns(compensated.down(jnp.stack(each, axis=-1))))
+        terms = [nats, multiply_no_nan(m.w, byte_counts.ravel().astype(dtype))]
+        per_byte = average_of_sums(*unstack(compensated.sum_rows(jnp.stack(terms, axis=-1))))
     if metrics.confused is not None:
-        cells = compensated.by_segment(m.w[:, None], m.y * classes + m.predicted, classes**2)
-        confused = averaged(Sum(*(x.reshape(classes, classes) for x in cells)), weight)
-    bin_confidence, bin_hit = of_bins(m.w, m.confidence, hit, bins)
+        cells = compensated.segment_sum(m.w[:, None], m.y * classes + m.predicted, classes**2)
+        confused = average_of_sums(Sum(*(x.reshape(classes, classes) for x in cells)), weight)
+    bin_confidence, bin_hit = average_in_bins(m.w, m.confidence, hit, bins)
     batch = ClassificationMetrics(
-        loss=averaged(loss, weight),
+        loss=average_of_sums(loss, weight),
         per_byte=per_byte,
-        brier=averaged(brier, weight),
-        hit=averaged(hits, weight),
-        top=averaged(tops, weight),
-        class_loss=averaged(*columns(per_class)),
+        brier=average_of_sums(brier, weight),
+        hit=average_of_sums(hits, weight),
+        top=average_of_sums(tops, weight),
+        class_loss=average_of_sums(*unstack(per_class)),
         bin_confidence=bin_confidence,
         bin_hit=bin_hit,
         confused=confused,
         top_k=metrics.top_k,
     )
-    return metrics.merge(on_each(lambda average: average.poisoned(m.poison), batch))
-
-
-_update = jax.jit(add, inline=True)
+    return add_batch(metrics, batch, m.nan_if_invalid)

@@ -1,4 +1,7 @@
-"""Metrics of arrays in hand: each sums once as `ClassificationMetrics` does, then divides."""
+"""Metrics of whole arrays: one update of the metric classes' sums, and one metric of their summary.
+
+The compiler drops the sums that the metric does not need.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +14,38 @@ from jaxtyping import Array, Shaped
 from jxent import _check
 from jxent._core.log_softmax import loss_dtype
 from jxent._typing import ArrayLike, ClassMask, Labels, Logits, PerRow, RowMask
-from jxent.metrics.calibration import Reliability, curve, of_bins
-from jxent.metrics.classification import BINS, ClassificationMetrics, add, measured, rows_of
-from jxent.metrics.multilabel import THRESHOLD, MultiLabelMetrics, labelled_rows
-from jxent.metrics.multilabel import add as add_labelled
-from jxent.metrics.temperature import fit
+from jxent.metrics.calibration import BINS, Reliability, average_in_bins, reliability_of_bins
+from jxent.metrics.classification import (
+    ClassificationMetrics,
+    add_rows,
+    check_rows,
+    measure_rows,
+)
+from jxent.metrics.multilabel import (
+    THRESHOLD,
+    MultiLabelMetrics,
+    add_labelled_rows,
+    check_labelled_rows,
+)
+from jxent.metrics.temperature import fit_by_lbfgs
 
 
-@partial(jax.jit, static_argnames=("number", "top_k", "bins"), inline=True)
-def _measure(
+@partial(jax.jit, static_argnames=("name", "top_k", "bins"), inline=True)
+def _classification_metric(
     z: Logits,
     y: Labels,
     kept: RowMask | None,
     w: PerRow | None,
     *,
-    number: str,
+    name: str,
     top_k: tuple[int, ...] = (),
     bins: int = BINS,
 ) -> Any:
-    """One number of the summary; what it does not need is not computed."""
+    """Compute one field of `Summary` from checked arguments."""
     empty = ClassificationMetrics.empty(
         z.shape[-1], top_k=top_k, bins=bins, confusion=False, dtype=loss_dtype(z.dtype)
     )
-    return getattr(add(empty, z, y, kept, w, None).summary(), number)
+    return getattr(add_rows(empty, z, y, kept, w, None).summary(), name)
 
 
 @_check.keywords
@@ -45,7 +57,7 @@ def log_loss(
     ignore_index: int | None = None,
     row_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """Σ w nll_y / Σ w, the mean cross-entropy of the labels: what `sklearn.metrics.log_loss` gives.
+    """Compute the mean cross-entropy of labels, Σ w nll_y / Σ w, as `sklearn.metrics.log_loss`.
 
     The training loss of the same rows is `jxent.cross_entropy`; over no rows that is 0, this NaN.
 
@@ -57,7 +69,7 @@ def log_loss(
       row_weights: w, `[*n]`.
 
     Returns:
-      Nats a row, float32 (float64 for float64 logits); NaN if a row is at fault.
+      Nats a row, float32 (float64 for float64 logits); NaN if a row is invalid.
 
     Raises:
       ValueError: shapes that do not match, a concrete label outside [0, V).
@@ -73,8 +85,8 @@ def log_loss(
     References:
       Good, Rational Decisions, 1952.
     """
-    rows = rows_of("log_loss", logits, labels, where, ignore_index, row_weights)
-    return _measure(*rows, number="log_loss")
+    rows = check_rows("log_loss", logits, labels, where, ignore_index, row_weights)
+    return _classification_metric(*rows, name="log_loss")
 
 
 @_check.keywords
@@ -86,7 +98,9 @@ def accuracy(
     ignore_index: int | None = None,
     row_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """Σ w [argmax z = y] / Σ w; of equal logits the first counts.
+    """Compute the share of rows classified right, Σ w [argmax z = y] / Σ w.
+
+    Of equal logits the first is predicted.
 
     Args:
       logits: `[*n, V]`, floating point.
@@ -94,7 +108,7 @@ def accuracy(
       where, ignore_index, row_weights: as in `log_loss`.
 
     Returns:
-      Between 0 and 1, float32 (float64 for float64 logits); NaN if a row is at fault.
+      Between 0 and 1, float32 (float64 for float64 logits); NaN if a row is invalid.
 
     Raises:
       ValueError, TypeError: as `log_loss`.
@@ -109,8 +123,8 @@ def accuracy(
     References:
       `sklearn.metrics.accuracy_score`.
     """
-    rows = rows_of("accuracy", logits, labels, where, ignore_index, row_weights)
-    return _measure(*rows, number="accuracy")
+    rows = check_rows("accuracy", logits, labels, where, ignore_index, row_weights)
+    return _classification_metric(*rows, name="accuracy")
 
 
 @_check.keywords
@@ -123,7 +137,7 @@ def top_k_accuracy(
     ignore_index: int | None = None,
     row_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """Σ w [y among the k largest logits] / Σ w; of equal logits the first count.
+    """Compute the share Σ w [y among the k largest logits] / Σ w; of equal logits the first count.
 
     Args:
       logits: `[*n, V]`, floating point.
@@ -132,7 +146,7 @@ def top_k_accuracy(
       where, ignore_index, row_weights: as in `log_loss`.
 
     Returns:
-      Between 0 and 1, float32 (float64 for float64 logits); NaN if a row is at fault.
+      Between 0 and 1, float32 (float64 for float64 logits); NaN if a row is invalid.
 
     Raises:
       ValueError, TypeError: as `log_loss`; k < 1, or a traced one.
@@ -148,8 +162,10 @@ def top_k_accuracy(
       `sklearn.metrics.top_k_accuracy_score`, which of equal scores takes the last.
     """
     fn = "top_k_accuracy"
-    rows = rows_of(fn, logits, labels, where, ignore_index, row_weights)
-    return _measure(*rows, number="top_k_accuracy", top_k=(_check.whole(fn, "k", k, 1),))[0]
+    rows = check_rows(fn, logits, labels, where, ignore_index, row_weights)
+    return _classification_metric(
+        *rows, name="top_k_accuracy", top_k=(_check.whole(fn, "k", k, 1),)
+    )[0]
 
 
 @_check.keywords
@@ -161,7 +177,7 @@ def brier_score(
     ignore_index: int | None = None,
     row_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """Σ w Σ_v (p_v − [v = y])² / Σ w, between 0 and 2, p = softmax(z).
+    """Compute Σ w Σ_v (p_v − [v = y])² / Σ w, with p = softmax(z).
 
     Summed over all classes, as Brier did. For two classes that is twice (p_1 − y)².
 
@@ -171,7 +187,7 @@ def brier_score(
       where, ignore_index, row_weights: as in `log_loss`.
 
     Returns:
-      Between 0 and 2, float32 (float64 for float64 logits); NaN if a row is at fault.
+      Between 0 and 2, float32 (float64 for float64 logits); NaN if a row is invalid.
 
     Raises:
       ValueError, TypeError: as `log_loss`.
@@ -186,8 +202,8 @@ def brier_score(
     References:
       Brier, Verification of Forecasts Expressed in Terms of Probability, 1950.
     """
-    rows = rows_of("brier_score", logits, labels, where, ignore_index, row_weights)
-    return _measure(*rows, number="brier_score")
+    rows = check_rows("brier_score", logits, labels, where, ignore_index, row_weights)
+    return _classification_metric(*rows, name="brier_score")
 
 
 @_check.keywords
@@ -200,7 +216,7 @@ def expected_calibration_error(
     ignore_index: int | None = None,
     row_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """Σ_b (w_b/w) |accuracy_b − confidence_b| over bins of equal width of the confidence max p.
+    """Compute Σ_b (w_b/w) |accuracy_b − confidence_b| over bins of equal width in max p.
 
     It depends on the bins, and is above 0 by chance even for a calibrated model. Compare models on
     the same rows with the same bins, and by log loss first.
@@ -212,7 +228,7 @@ def expected_calibration_error(
       where, ignore_index, row_weights: as in `log_loss`.
 
     Returns:
-      Between 0 and 1, float32 (float64 for float64 logits); NaN if a row is at fault.
+      Between 0 and 1, float32 (float64 for float64 logits); NaN if a row is invalid.
 
     Raises:
       ValueError, TypeError: as `log_loss`; bins < 1, or traced.
@@ -229,8 +245,8 @@ def expected_calibration_error(
       2015; Guo et al., arXiv:1706.04599.
     """
     fn = "expected_calibration_error"
-    rows = rows_of(fn, logits, labels, where, ignore_index, row_weights)
-    return _measure(*rows, number=fn, bins=_check.whole(fn, "bins", bins, 1))
+    rows = check_rows(fn, logits, labels, where, ignore_index, row_weights)
+    return _classification_metric(*rows, name=fn, bins=_check.whole(fn, "bins", bins, 1))
 
 
 @_check.keywords
@@ -244,7 +260,7 @@ def reliability_curve(
     ignore_index: int | None = None,
     row_weights: ArrayLike | None = None,
 ) -> Reliability:
-    """How often predictions are right, by how probable they were held to be.
+    """Compute how often predictions are right in each bin of their probability.
 
     Args:
       logits: `[*n, V]`, floating point.
@@ -255,7 +271,7 @@ def reliability_curve(
       where, ignore_index, row_weights: as in `log_loss`.
 
     Returns:
-      A `Reliability`, of all bins, empty ones too; NaN if a row is at fault.
+      A `Reliability`, of all bins, empty ones too; NaN if a row is invalid.
 
     Raises:
       ValueError, TypeError: as `log_loss`; bins < 1, or traced; of_class outside [0, V).
@@ -273,11 +289,11 @@ def reliability_curve(
       arXiv:1706.04599.
     """
     fn = "reliability_curve"
-    z, *rest = rows_of(fn, logits, labels, where, ignore_index, row_weights)
+    z, *rest = check_rows(fn, logits, labels, where, ignore_index, row_weights)
     bins = _check.whole(fn, "bins", bins, 1)
     of = _check.class_index(fn, "of_class", of_class, z.shape[-1])
     if of is None:
-        return _measure(z, *rest, number="reliability", bins=bins)
+        return _classification_metric(z, *rest, name="reliability", bins=bins)
     return _curve_of_class(z, *rest, bins=bins, of_class=of)
 
 
@@ -285,9 +301,10 @@ def reliability_curve(
 def _curve_of_class(
     z: Logits, y: Labels, kept: RowMask | None, w: PerRow | None, *, bins: int, of_class: int
 ) -> Reliability:
-    m = measured(z, y, kept, w, loss_dtype(z.dtype))
-    both = of_bins(m.w, m.p[:, of_class], (m.y == of_class).astype(m.w.dtype), bins)
-    return curve(*(average.poisoned(m.poison) for average in both))
+    m = measure_rows(z, y, kept, w, loss_dtype(z.dtype))
+    hit = (m.y == of_class).astype(m.w.dtype)
+    averages = average_in_bins(m.w, m.p[:, of_class], hit, bins)
+    return reliability_of_bins(*(average.poisoned(m.nan_if_invalid) for average in averages))
 
 
 @_check.keywords
@@ -299,13 +316,13 @@ def fit_temperature(
     ignore_index: int | None = None,
     row_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """The temperature T that minimises the log loss of logits / T: one number, fitted by L-BFGS.
+    """Fit the one temperature T that minimises the log loss of logits / T, by L-BFGS.
 
-    A model that is too sure of itself has T > 1. Fit it on rows that the model was not trained on,
-    and divide the logits of all others by it: no prediction changes, only how sure it is.
+    An overconfident model has T > 1. Fit T on rows that the model was not trained on, and divide
+    the logits of all others by it: the confidence changes, the predicted class does not.
 
-    What is fitted is log T, within 1/1000 ≤ T ≤ 1000. On rows that are all classified right a
-    smaller T is always better by a little: it stops where that is less than float32 can tell.
+    The fit is of log T, within 1/1000 ≤ T ≤ 1000. On rows that are all classified right a smaller
+    T is always a little better: it stops where float32 sees no difference.
 
     Args:
       logits: `[*n, V]`, floating point; −inf is an impossible class.
@@ -313,7 +330,7 @@ def fit_temperature(
       where, ignore_index, row_weights: as in `log_loss`.
 
     Returns:
-      T, float32 (float64 for float64 logits); NaN if a row is at fault, the loss is infinite
+      T, float32 (float64 for float64 logits); NaN if a row is invalid, the loss is infinite
       whatever T, or no row is kept.
 
     Raises:
@@ -332,26 +349,27 @@ def fit_temperature(
     References:
       Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, arXiv:1706.04599.
     """
-    rows = rows_of("fit_temperature", logits, labels, where, ignore_index, row_weights)
+    rows = check_rows("fit_temperature", logits, labels, where, ignore_index, row_weights)
     # optax relies on JAX's ordinary promotion.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        return fit(*rows)
+        return fit_by_lbfgs(*rows)
 
 
-@partial(jax.jit, static_argnames=("number", "threshold"), inline=True)
-def _measure_labelled(
+@partial(jax.jit, static_argnames=("name", "threshold"), inline=True)
+def _multilabel_metric(
     z: Logits,
     y: Shaped[Array, "*n V"],
     kept: ClassMask | None,
     w: PerRow | None,
     *,
-    number: str,
+    name: str,
     threshold: float = THRESHOLD,
 ) -> jax.Array:
+    """Compute one field of `MultiLabelSummary` from checked arguments."""
     empty = MultiLabelMetrics.empty(
         z.shape[-1], threshold=threshold, bins=1, dtype=loss_dtype(z.dtype)
     )
-    return getattr(add_labelled(empty, z, y, kept, w).summary(), number)
+    return getattr(add_labelled_rows(empty, z, y, kept, w).summary(), name)
 
 
 @_check.keywords
@@ -362,7 +380,7 @@ def multilabel_log_loss(
     where: ArrayLike | None = None,
     row_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """Σ w bce / Σ w over all known labels: the mean binary cross-entropy of multi-label data.
+    """Compute the mean binary cross-entropy of all known labels, Σ w bce / Σ w.
 
     Label by label it is the `label_log_loss` of a `MultiLabelSummary`. The training loss of the
     same labels is `jxent.sigmoid_binary_cross_entropy` with reduction="mean".
@@ -375,7 +393,7 @@ def multilabel_log_loss(
       row_weights: w, `[*n]`.
 
     Returns:
-      Nats a label, float32 (float64 for float64 logits); NaN if a label or logit is at fault, or
+      Nats a label, float32 (float64 for float64 logits); NaN if a label or logit is invalid, or
       none is known.
 
     Raises:
@@ -392,8 +410,8 @@ def multilabel_log_loss(
     References:
       Good, Rational Decisions, 1952.
     """
-    rows = labelled_rows("multilabel_log_loss", logits, labels, where, row_weights)
-    return _measure_labelled(*rows, number="log_loss")
+    rows = check_labelled_rows("multilabel_log_loss", logits, labels, where, row_weights)
+    return _multilabel_metric(*rows, name="log_loss")
 
 
 @_check.keywords
@@ -405,7 +423,7 @@ def hamming_loss(
     where: ArrayLike | None = None,
     row_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """Σ w [ŷ ≠ y] / Σ w over all known labels: the share that is wrong, ŷ = [σ(x) > threshold].
+    """Compute the share of known labels that are wrong, Σ w [ŷ ≠ y] / Σ w, ŷ = [σ(x) > threshold].
 
     Args:
       logits: `[*n, V]`, floating point, log-odds of each label.
@@ -429,7 +447,7 @@ def hamming_loss(
     References:
       `sklearn.metrics.hamming_loss`.
     """
-    return _predicted("hamming_loss", logits, labels, threshold, where, row_weights)
+    return _thresholded_metric("hamming_loss", logits, labels, threshold, where, row_weights)
 
 
 @_check.keywords
@@ -441,7 +459,7 @@ def subset_accuracy(
     where: ArrayLike | None = None,
     row_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """Σ w [ŷ = y in every known label of the row] / Σ w over the rows with a known label.
+    """Compute the share of rows whose known labels are all right, Σ w [ŷ = y in each] / Σ w.
 
     Args:
       logits: `[*n, V]`, floating point, log-odds of each label.
@@ -464,7 +482,7 @@ def subset_accuracy(
     References:
       `sklearn.metrics.accuracy_score` of indicator matrices.
     """
-    return _predicted("subset_accuracy", logits, labels, threshold, where, row_weights)
+    return _thresholded_metric("subset_accuracy", logits, labels, threshold, where, row_weights)
 
 
 @_check.keywords
@@ -477,7 +495,7 @@ def f1_score(
     where: ArrayLike | None = None,
     row_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """2 Σ w y ŷ / (Σ w y + Σ w ŷ), of all labels together or the mean over labels.
+    """Compute 2 Σ w y ŷ / (Σ w y + Σ w ŷ), of all labels together or the mean over labels.
 
     A label that is nowhere true or predicted has no F1 (0/0): the macro mean leaves it out, as
     scikit-learn does with zero_division=np.nan. Label by label it is the `label_f1` of a
@@ -507,19 +525,20 @@ def f1_score(
       `sklearn.metrics.f1_score`.
     """
     fn = "f1_score"
-    number = _check.one_of(fn, "average", average, ("micro", "macro")) + "_f1"
-    return _predicted(fn, logits, labels, threshold, where, row_weights, number)
+    name = _check.one_of(fn, "average", average, ("micro", "macro")) + "_f1"
+    return _thresholded_metric(fn, logits, labels, threshold, where, row_weights, name)
 
 
-def _predicted(
+def _thresholded_metric(
     fn: str,
     logits: ArrayLike,
     labels: ArrayLike,
     threshold: float,
     where: ArrayLike | None,
     row_weights: ArrayLike | None,
-    number: str | None = None,
+    name: str | None = None,
 ) -> jax.Array:
-    rows = labelled_rows(fn, logits, labels, where, row_weights)
+    """Check the arguments and compute a metric of thresholded predictions, by default `fn`."""
+    rows = check_labelled_rows(fn, logits, labels, where, row_weights)
     t = _check.strictly_between(fn, "threshold", threshold)
-    return _measure_labelled(*rows, number=number or fn, threshold=t)
+    return _multilabel_metric(*rows, name=name or fn, threshold=t)

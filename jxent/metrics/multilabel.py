@@ -1,4 +1,4 @@
-"""Any number of labels for each row: what is reported of them, on its way.
+"""All metrics of multi-label data, any number of labels a row, from sums as in `classification`.
 
 Of label v, with x its logit, p = σ(x), ŷ = [p > threshold], over the rows in which it is known:
 
@@ -6,37 +6,37 @@ Of label v, with x its logit, p = σ(x), ŷ = [p > threshold], over the rows in 
     precision = Σ w y ŷ / Σ w ŷ                    recall = Σ w y ŷ / Σ w y
     F1 = 2 Σ w y ŷ / (Σ w y + Σ w ŷ)
 
-"micro" sums over labels as well as rows, "macro" is the mean of the labels' F1.  Sums are kept as
-in `classification`.
+"micro" sums over labels as well as rows, "macro" is the mean of the labels' F1.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from jxent import _check
 from jxent._core import compensated
-from jxent._core.compensated import Sum, columns
+from jxent._core.compensated import unstack
 from jxent._core.log_softmax import loss_dtype
 from jxent._core.safe_math import multiply_no_nan
 from jxent._losses.sigmoid import sigmoid_binary_cross_entropy
-from jxent._typing import ArrayLike, AxisNames, Logits, PerRow
-from jxent.metrics.average import Average, averaged, nothing, on_each
-from jxent.metrics.calibration import Reliability, curve
-from jxent.metrics.classification import BINS
+from jxent._typing import ArrayLike, Logits, PerRow
+from jxent.metrics.average import Average, average_of_sums, zero_average
+from jxent.metrics.base import MetricSums, add_batch, text_table
+from jxent.metrics.calibration import BINS, Reliability, average_in_bins, reliability_of_bins
 
 THRESHOLD = 0.5
 
 
 class MultiLabelSummary(NamedTuple):
-    """What `MultiLabelMetrics` come to; `str` is a table.
+    """The metrics computed from the sums of `MultiLabelMetrics`; `str` is a table.
 
     An F1 (precision, recall) that is 0/0, of a label that is nowhere true or predicted, is NaN, and
     the macro F1 is the mean of the others.
@@ -99,39 +99,25 @@ class MultiLabelSummary(NamedTuple):
     reliability: Reliability
 
     def __str__(self) -> str:
-        """The numbers that are one each."""
-        lines = [
-            ("labels", f"{float(self.weight):,.10g}", ""),
-            ("log loss", f"{self.log_loss:.4f}", "nats"),
-            ("Hamming loss", f"{self.hamming_loss:.2%}", ""),
-            ("subset accuracy", f"{self.subset_accuracy:.2%}", ""),
-            ("micro precision", f"{self.micro_precision:.2%}", ""),
-            ("micro recall", f"{self.micro_recall:.2%}", ""),
-            ("micro F1", f"{self.micro_f1:.4f}", ""),
-            ("macro F1", f"{self.macro_f1:.4f}", ""),
-            ("calibration error", f"{self.expected_calibration_error:.4f}", ""),
-        ]
-        return "\n".join(f"{a:<20}{b:>13}  {c}".rstrip() for a, b, c in lines)
+        """Print the scalars."""
+        return text_table(
+            ("labels", self.weight, ",.10g", ""),
+            ("log loss", self.log_loss, ".4f", "nats"),
+            ("Hamming loss", self.hamming_loss, ".2%", ""),
+            ("subset accuracy", self.subset_accuracy, ".2%", ""),
+            ("micro precision", self.micro_precision, ".2%", ""),
+            ("micro recall", self.micro_recall, ".2%", ""),
+            ("micro F1", self.micro_f1, ".4f", ""),
+            ("macro F1", self.macro_f1, ".4f", ""),
+            ("calibration error", self.expected_calibration_error, ".4f", ""),
+        )
 
 
 @_check.made_by("empty(classes)")
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=(
-        "loss",
-        "wrong",
-        "true",
-        "predicted",
-        "both",
-        "subset",
-        "bin_confidence",
-        "bin_true",
-    ),
-    meta_fields=("threshold",),
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class MultiLabelMetrics:
-    """Every number of `MultiLabelSummary` on its way, over batches of logits and labels `[*n, V]`.
+class MultiLabelMetrics(MetricSums):
+    """Sums over batches of logits and labels `[*n, V]`, from which `MultiLabelSummary` is computed.
 
     Used as `ClassificationMetrics` is: a pytree of fixed size for `jit`, `lax.scan` and
     `jax.shard_map`.
@@ -151,7 +137,7 @@ class MultiLabelMetrics:
       >>> import jax.numpy as jnp
       >>> from jxent.metrics import MultiLabelMetrics
       >>> logits = jnp.array([[2.0, -1.0, 0.5], [-3.0, 1.0, 0.5]])
-      >>> labels = jnp.array([[1, 0, 1], [0, -1, -1]])  # −1: nobody knows
+      >>> labels = jnp.array([[1, 0, 1], [0, -1, -1]])  # −1: unknown
       >>> metrics = MultiLabelMetrics.empty(3)
       >>> for rows in (slice(0, 1), slice(1, 2)):
       ...     known = labels[rows] >= 0
@@ -172,7 +158,7 @@ class MultiLabelMetrics:
     subset: Average
     bin_confidence: Average
     bin_true: Average
-    threshold: float
+    threshold: float = field(metadata={"static": True})
 
     @classmethod
     @_check.keywords
@@ -184,7 +170,7 @@ class MultiLabelMetrics:
         bins: int = BINS,
         dtype: Any = jnp.float32,
     ) -> "MultiLabelMetrics":
-        """Nothing measured yet.
+        """Begin with no rows.
 
         Args:
           classes: V.
@@ -195,21 +181,20 @@ class MultiLabelMetrics:
         fn = "MultiLabelMetrics.empty"
         classes = _check.whole(fn, "classes", classes, 1)
         bins = _check.whole(fn, "bins", bins, 1)
+        sums_dtype = _check.sums_dtype(fn, dtype)
 
-        of = _check.sums_dtype(fn, dtype)
-
-        def each(*shape: int) -> Average:
-            return nothing(of, shape, shape)
+        def zero(*shape: int) -> Average:
+            return zero_average(sums_dtype, shape, shape)
 
         return cls(
-            loss=each(classes),
-            wrong=each(classes),
-            true=each(classes),
-            predicted=each(classes),
-            both=each(classes),
-            subset=each(),
-            bin_confidence=each(classes, bins),
-            bin_true=each(classes, bins),
+            loss=zero(classes),
+            wrong=zero(classes),
+            true=zero(classes),
+            predicted=zero(classes),
+            both=zero(classes),
+            subset=zero(),
+            bin_confidence=zero(classes, bins),
+            bin_true=zero(classes, bins),
             threshold=_check.strictly_between(fn, "threshold", threshold),
         )
 
@@ -222,7 +207,7 @@ class MultiLabelMetrics:
         where: ArrayLike | None = None,
         row_weights: ArrayLike | None = None,
     ) -> "MultiLabelMetrics":
-        """A batch of rows as well.
+        """Add a batch of rows.
 
         Args:
           logits: `[*n, V]`, floating point, log-odds of each label; ±∞ is sure.
@@ -235,26 +220,13 @@ class MultiLabelMetrics:
           TypeError: logits that are not floating point.
         """
         fn = "MultiLabelMetrics.update"
-        z, *rest = labelled_rows(fn, logits, labels, where, row_weights)
+        z, y, known, w = check_labelled_rows(fn, logits, labels, where, row_weights)
         _check.same_classes(fn, z, self.loss.total.shape[0])
-        return _update(self, z, *rest)
-
-    def merge(self, other: "MultiLabelMetrics") -> "MultiLabelMetrics":
-        """Both together; they must have been made with the same options.
-
-        Raises:
-          ValueError: they were not.
-        """
-        _check.same_made("MultiLabelMetrics.merge", self._options(), other._options())
-        return on_each(Average.merge, self, other)
-
-    def psum(self, axis_name: AxisNames) -> "MultiLabelMetrics":
-        """All devices' of these mesh axes together, inside `jax.shard_map`, once, at the end."""
-        return on_each(lambda average: average.psum(axis_name), self)
+        return add_labelled_rows(self, z, y, known, w)
 
     def summary(self) -> MultiLabelSummary:
-        """The numbers, also inside `jit`."""
-        return _summary(self)
+        """Compute the metrics, also inside `jit`."""
+        return _summarize_labels(self)
 
     def _options(self) -> dict[str, Any]:
         classes, bins = self.bin_true.total.shape
@@ -267,83 +239,104 @@ class MultiLabelMetrics:
 
 
 @partial(jax.jit, inline=True)
-def _summary(m: MultiLabelMetrics) -> MultiLabelSummary:
-    loss = _together(m.loss)
+def _summarize_labels(m: MultiLabelMetrics) -> MultiLabelSummary:
+    loss = _sum_over_labels(m.loss)
     f1 = _f1(m.both, m.true, m.predicted)
-    micro = [_together(a) for a in (m.both, m.true, m.predicted)]
-    confidence, true = _together(m.bin_confidence), _together(m.bin_true)
-    reliability = curve(confidence, true)
+    both, true, predicted = map(_sum_over_labels, (m.both, m.true, m.predicted))
+    reliability = reliability_of_bins(
+        _sum_over_labels(m.bin_confidence), _sum_over_labels(m.bin_true)
+    )
     return MultiLabelSummary(
-        weight=_weight(loss),
+        weight=loss.sums()[1].rounded(),
         log_loss=loss.mean(),
-        hamming_loss=_together(m.wrong).mean(),
+        hamming_loss=_sum_over_labels(m.wrong).mean(),
         subset_accuracy=m.subset.mean(),
-        micro_precision=_share(micro[0], micro[2]),
-        micro_recall=_share(micro[0], micro[1]),
-        micro_f1=_f1(*micro),
-        macro_f1=_mean_known(f1, m.loss),
+        micro_precision=_quotient(both, predicted),
+        micro_recall=_quotient(both, true),
+        micro_f1=_f1(both, true, predicted),
+        macro_f1=_macro_f1(f1, m.loss),
         expected_calibration_error=reliability.error,
-        label_weight=_weight(m.loss),
+        label_weight=m.loss.sums()[1].rounded(),
         label_share=m.true.mean(),
         label_log_loss=m.loss.mean(),
-        label_precision=_share(m.both, m.predicted),
-        label_recall=_share(m.both, m.true),
+        label_precision=_quotient(m.both, m.predicted),
+        label_recall=_quotient(m.both, m.true),
         label_f1=f1,
-        label_calibration_error=jax.vmap(lambda a, b: curve(a, b).error)(
+        label_calibration_error=jax.vmap(lambda p, true: reliability_of_bins(p, true).error)(
             m.bin_confidence, m.bin_true
         ),
         reliability=reliability,
     )
 
 
-def _total(a: Average) -> Array:
-    return a.total + a.total_rest
-
-
-def _weight(a: Average) -> Array:
-    return a.weight + a.weight_rest
-
-
-def _share(a: Average, b: Average) -> Array:
-    """Σ w a / Σ w b."""
-    return _total(a) / _total(b)
+def _quotient(a: Average, b: Average) -> Array:
+    """Divide Σ w a by Σ w b."""
+    return a.sums()[0].rounded() / b.sums()[0].rounded()
 
 
 def _f1(both: Average, true: Average, predicted: Average) -> Array:
-    """2 Σ w y ŷ / (Σ w y + Σ w ŷ)."""
-    either = compensated.add(true.sums()[0], predicted.sums()[0])
-    return 2 * _total(both) / (either.value + either.rest)
+    """Compute 2 Σ w y ŷ / (Σ w y + Σ w ŷ)."""
+    denominator = compensated.add(true.sums()[0], predicted.sums()[0])
+    return 2 * both.sums()[0].rounded() / denominator.rounded()
 
 
-def _mean_known(f1: Float[Array, "V"], loss: Average) -> Array:
-    """The mean of what is not 0/0; NaN if a row was at fault."""
+def _macro_f1(f1: Float[Array, "V"], loss: Average) -> Array:
+    """Average the labels' F1 that are not 0/0; NaN if a row is invalid."""
     known = ~jnp.isnan(f1)
     mean = jnp.sum(jnp.where(known, f1, 0)) / jnp.sum(known, dtype=f1.dtype)
     return jnp.where(jnp.any(jnp.isnan(loss.weight)), jnp.nan, mean)
 
 
-def _together(a: Average) -> Average:
-    """All labels as one."""
-    return averaged(
-        *(compensated.add(compensated.down(s.value), compensated.down(s.rest)) for s in a.sums())
+def _sum_over_labels(a: Average) -> Average:
+    """Sum an average over its first axis, the labels."""
+    total, weight = (
+        compensated.add(compensated.sum_rows(s.value), compensated.sum_rows(s.rest))
+        for s in a.sums()
     )
+    return average_of_sums(total, weight)
 
 
-def labelled_rows(
+def check_labelled_rows(
     fn: str,
     logits: ArrayLike,
     labels: ArrayLike,
     where: ArrayLike | None,
     row_weights: ArrayLike | None,
 ) -> tuple[Logits, Shaped[Array, "*n V"], Bool[Array, "..."] | None, PerRow | None]:
-    """The arguments, checked: logits, labels, which of them are known, what rows weigh."""
+    """Check the arguments; return logits, labels, which of them are known and the row weights."""
     z = _check.logits(fn, logits)
     kept = _check.entries_kept(fn, where, z.shape)
-    y = _check.yes_or_no(fn, labels, z.shape, kept)
+    y = _check_labels(fn, labels, z.shape, kept)
     return z, y, kept, _check.weights(fn, "row_weights", row_weights, z.shape[:-1])
 
 
-def add(
+def _check_labels(
+    fn: str, x: ArrayLike, shape: tuple[int, ...], kept: Bool[Array, "..."] | None
+) -> Shaped[Array, "..."]:
+    """Check labels of the logits' shape, each 0 or 1 where kept."""
+    if not (_check._is(x, jnp.bool_) or _check._is(x, jnp.integer) or _check._is(x, jnp.floating)):
+        raise TypeError(
+            f"{fn}: `labels` must be booleans, integers or floats, got {_check._came(x)}"
+        )
+    if _check.shape_of(x) != shape:
+        raise ValueError(
+            f"{fn}: `labels` must say 0 or 1 of each label, shape {list(shape)}, got "
+            f"{_check._came(x)}"
+        )
+    values, keep = _check.concrete(x), True if kept is None else _check.concrete(kept)
+    if values is not None and keep is not None:
+        bad = ~((values == 0) | (values == 1)) & keep
+        if np.any(bad):
+            at = np.unravel_index(int(np.argmax(bad)), values.shape)
+            raise ValueError(
+                f"{fn}: `labels`{list(map(int, at))} = {values[at]} is neither 0 nor 1; leave "
+                "unknown labels out with where="
+            )
+    return jnp.asarray(x)
+
+
+@partial(jax.jit, inline=True)
+def add_labelled_rows(
     metrics: MultiLabelMetrics,
     z: Logits,
     y: Shaped[Array, "*n V"],
@@ -356,49 +349,37 @@ def add(
     z, y = z.reshape(-1, classes), y.reshape(-1, classes)
     y = y.astype(jnp.int32) if y.dtype == bool else y
     w = jnp.ones(z.shape[0], dtype) if row_weights is None else row_weights.ravel().astype(dtype)
-    known = known & (w != 0)[:, None]  # what weighs nothing contributes nothing, whatever it holds
-    fault = known & ~(~jnp.isnan(z) & ((y == 0) | (y == 1)) & ~jnp.isnan(w)[:, None])
-    poison = jnp.where(jnp.any(fault), jnp.nan, 0).astype(dtype)
+    known = known & (w != 0)[:, None]  # a row of weight 0 contributes nothing, whatever it holds
+    invalid = known & ~(~jnp.isnan(z) & ((y == 0) | (y == 1)) & ~jnp.isnan(w)[:, None])
+    nan_if_invalid = jnp.where(jnp.any(invalid), jnp.nan, 0).astype(dtype)
 
     true = known & (y == 1)
-    z = jnp.where(known & ~fault, z.astype(loss_dtype(z.dtype)), 0)
+    z = jnp.where(known & ~invalid, z.astype(loss_dtype(z.dtype)), 0)
     t = metrics.threshold
     predicted = known & (z > math.log(t) - math.log1p(-t))
     wrong = true != predicted
-    each_w = jnp.where(known, w[:, None], 0)
+    label_w = jnp.where(known, w[:, None], 0)
     nats = jnp.where(known, sigmoid_binary_cross_entropy(z, true), 0).astype(dtype)
-    of_label = (nats, *(a.astype(dtype) for a in (wrong, true, predicted, true & predicted)))
-    each = jnp.stack([*(multiply_no_nan(each_w, a) for a in of_label), each_w], axis=-1)
-    *totals, weight = columns(compensated.down(each))
+    terms = (nats, *(a.astype(dtype) for a in (wrong, true, predicted, true & predicted)))
+    weighted = jnp.stack([*(multiply_no_nan(label_w, a) for a in terms), label_w], axis=-1)
+    *totals, weight = unstack(compensated.sum_rows(weighted))
+    loss, wrongs, trues, predictions, both = (average_of_sums(total, weight) for total in totals)
 
-    of_row = jnp.where(jnp.any(known, axis=-1), w, 0)
+    row_w = jnp.where(jnp.any(known, axis=-1), w, 0)
     right = ~jnp.any(wrong, axis=-1)
-    subset = jnp.stack([multiply_no_nan(of_row, right.astype(dtype)), of_row], axis=-1)
+    subset = jnp.stack([multiply_no_nan(row_w, right.astype(dtype)), row_w], axis=-1)
 
     p = jax.nn.sigmoid(z).astype(dtype)
-    edges = jnp.linspace(0, 1, bins + 1, dtype=dtype)[1:-1]
-    bin_of = jnp.sum(p[..., None] > edges[None, None], axis=-1, dtype=jnp.int32)
-    segment = jnp.arange(classes, dtype=jnp.int32)[None] * bins + bin_of
-    cells = [multiply_no_nan(each_w, p), multiply_no_nan(each_w, true.astype(dtype)), each_w]
-    binned = compensated.by_segment(
-        jnp.stack([a.ravel() for a in cells], axis=-1), segment.ravel(), classes * bins
-    )
-    confidence, hits, of_bin = (
-        Sum(*(a.reshape(classes, bins) for a in s)) for s in columns(binned)
-    )
-    loss, wrongs, trues, predictions, both = (averaged(total, weight) for total in totals)
+    bin_confidence, bin_true = average_in_bins(label_w, p, true.astype(dtype), bins)
     batch = MultiLabelMetrics(
         loss=loss,
         wrong=wrongs,
         true=trues,
         predicted=predictions,
         both=both,
-        subset=averaged(*columns(compensated.down(subset))),
-        bin_confidence=averaged(confidence, of_bin),
-        bin_true=averaged(hits, of_bin),
+        subset=average_of_sums(*unstack(compensated.sum_rows(subset))),
+        bin_confidence=bin_confidence,
+        bin_true=bin_true,
         threshold=metrics.threshold,
     )
-    return metrics.merge(on_each(lambda average: average.poisoned(poison), batch))
-
-
-_update = jax.jit(add, inline=True)
+    return add_batch(metrics, batch, nan_if_invalid)

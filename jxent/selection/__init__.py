@@ -1,4 +1,4 @@
-"""Which model is better, by how much, and whether that is more than luck.
+"""Comparison of models on the same rows: which is better, by how much, and is it more than luck.
 
 On the same N rows, with losses a and b of two models and weights w (Σ w = 1),
 
@@ -8,7 +8,7 @@ On the same N rows, with losses a and b of two models and weights w (Σ w = 1),
     d̄* = d̄ + Σ_g c_g u_g / Σ_g c_g w_g        c ~ multinomial(G; 1/G, …)
 
 Without weights and groups, s is the ordinary standard error of a paired mean.  Statistics are
-float64 NumPy; the resampling is JAX's.  What differences of no more than rounding say is: nothing.
+float64 NumPy; the resampling is JAX's.  Differences of no more than rounding count as none.
 """
 
 from jxent.selection.criteria import aic, bic, log_likelihood

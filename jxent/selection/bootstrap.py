@@ -1,4 +1,4 @@
-"""Means of other rows, drawn from the same: the bootstrap.
+"""The bootstrap: means of rows drawn with replacement from the given ones.
 
     m* = Σ_i c_i u_i / Σ_i c_i w_i        c ~ multinomial(N; 1/N, …), one c for all columns of u
 
@@ -13,10 +13,7 @@ Præstgaard and Wellner, *Exchangeably Weighted Bootstraps of the General Empiri
 """
 
 import math
-import time
-from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,35 +21,36 @@ import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
 from jxent._compat import enable_x64
+from jxent.selection.progress import track
 
 MANY = 2048  # rows, from which the counts are independent
-BLOCK = 2**20  # numbers in memory at once
-CALL = 2**26  # draws between two looks at the clock
+BLOCK = 2**20  # entries in memory at once
+CALL = 2**26  # draws in a call, between two steps of the progress bar
 
 # Of 256 values of eight bits, how many give the count 0, 1, …, 5:
 # Σ n = Σ c n = Σ c(c−1) n = 256, Σ c(c−1)(c−2) n = 258.
 FREQUENCIES = (93, 98, 43, 17, 4, 1)
-_STEPS = np.cumsum(FREQUENCIES, dtype=np.uint32)[:-1]  # a count is how many of these it reaches
+_THRESHOLDS = np.cumsum(FREQUENCIES, dtype=np.uint32)[:-1]  # a count is how many are reached
 _LANES = 8  # counts in a word
 
 
 def least_resamples(confidence: float) -> int:
-    """So many that one lies beyond each end of the interval."""
+    """Return how many resamples leave one beyond each end of the interval."""
     return math.ceil(2 / (1 - confidence) - 1e-9)  # 0.95 is not 19/20 in binary
 
 
 def resampled_means(
     u: Float[np.ndarray, "N K"], w: Float[np.ndarray, " N"], resamples: int, seed: int
 ) -> Float[np.ndarray, "resamples K"]:
-    """Σ c u / Σ c w of each resample; every w is positive.
+    """Compute Σ c u / Σ c w of each resample; every w is positive.
 
-    Of many rows in float32: an error of some 1e-6 of the spread of m*, where the Σ u are 0.
+    From `MANY` rows on in float32: where Σ u = 0, off by about 1e-6 of the spread of m*.
     """
     rows, many = len(w), len(w) >= MANY
-    # Numbers of order 1, in float32 too.
-    unit = np.sqrt(np.mean(np.square(u), axis=0))
-    unit = np.where(unit > 0, unit, 1.0)
-    x = np.column_stack([u / unit, w / np.mean(w)])
+    # Of order 1, which float32 holds whatever the unit of u and w.
+    scale = np.sqrt(np.mean(np.square(u), axis=0))
+    scale = np.where(scale > 0, scale, 1.0)
+    x = np.column_stack([u / scale, w / np.mean(w)])
     if many:
         lanes = np.pad(x, ((0, -rows % _LANES), (0, 0))).reshape(-1, _LANES, x.shape[-1])
         x = lanes.transpose(1, 2, 0).astype(np.float32)
@@ -62,10 +60,10 @@ def resampled_means(
         key, on_device = jax.random.key(seed, impl="threefry2x32"), jnp.asarray(x)
         parts = [
             np.asarray(_sums(key, jnp.uint32(start), on_device, blocks=blocks, block=block))
-            for start in watched(range(0, resamples, blocks * block), "bootstrap")
+            for start in track(range(0, resamples, blocks * block), "bootstrap")
         ]
     sums = np.concatenate(parts)[:resamples].astype(np.float64)
-    return sums[:, :-1] / sums[:, -1:] * (unit / np.mean(w))
+    return sums[:, :-1] / sums[:, -1:] * (scale / np.mean(w))
 
 
 @partial(jax.jit, static_argnames=("blocks", "block"))
@@ -77,66 +75,31 @@ def _sums(
     blocks: int,
     block: int,
 ) -> Float[Array, "R K"]:
-    """Of resamples start, start + 1, …; x is [N, K], or [lanes, K, words] where rows are many."""
+    """Sum resamples start, start + 1, …; x is [N, K], or [lanes, K, words] where rows are many."""
     few = x.ndim == 2
-    of_block = jax.vmap(partial(_single, key, x)) if few else partial(_counted, key, x)
-    each = start + jnp.arange(blocks * block, dtype=jnp.uint32)
-    sums = jax.lax.map(of_block, each.reshape(blocks, block))
+    sums_of_block = jax.vmap(partial(_drawn_sum, key, x)) if few else partial(_counted_sums, key, x)
+    resamples = start + jnp.arange(blocks * block, dtype=jnp.uint32)
+    sums = jax.lax.map(sums_of_block, resamples.reshape(blocks, block))
     return sums.reshape(blocks * block, -1)
 
 
-def _single(key: Key[Array, ""], x: Float[Array, "N K"], r: UInt32[Array, ""]) -> Array:
-    """Σ x over N rows drawn one by one."""
+def _drawn_sum(key: Key[Array, ""], x: Float[Array, "N K"], r: UInt32[Array, ""]) -> Array:
+    """Sum x over N rows drawn one by one."""
     rows = x.shape[0]
     draws = jax.random.bits(jax.random.fold_in(key, r), (rows,), jnp.uint32)
     return jnp.sum(x[(draws % np.uint32(rows)).astype(jnp.int32)], axis=0)
 
 
-def _counted(
-    key: Key[Array, ""], x: Float[Array, "lanes K words"], each: UInt32[Array, " b"]
+def _counted_sums(
+    key: Key[Array, ""], x: Float[Array, "lanes K words"], resamples: UInt32[Array, " b"]
 ) -> Float[Array, "b K"]:
-    """Σ c x with independent counts."""
-    keys = jax.vmap(partial(jax.random.fold_in, key))(each)
+    """Compute Σ c x of each resample, with independent counts c."""
+    keys = jax.vmap(partial(jax.random.fold_in, key))(resamples)
     words = jax.vmap(lambda k: jax.random.bits(k, x.shape[2:], jnp.uint64))(keys)
-    sums = jnp.zeros((each.shape[0], x.shape[1]), x.dtype)
+    sums = jnp.zeros((resamples.shape[0], x.shape[1]), x.dtype)
     for lane in range(_LANES):
         bits = (words >> np.uint64(8 * lane)).astype(jnp.uint32) & np.uint32(255)
-        c = sum(
-            ((bits >= step).astype(jnp.int32) for step in _STEPS), jnp.zeros_like(bits, "int32")
-        )
+        reached = ((bits >= threshold).astype(jnp.int32) for threshold in _THRESHOLDS)
+        c = sum(reached, jnp.zeros_like(bits, "int32"))
         sums = sums + jnp.einsum("bw,kw->bk", c.astype(x.dtype), x[lane])
     return sums
-
-
-T = TypeVar("T")
-
-PATIENCE = 1.0  # seconds without a bar
-
-
-def watched(items: Sequence[T], what: str) -> Iterator[T]:
-    """The items; beyond `PATIENCE` seconds a bar of rich, if rich and a terminal are there."""
-    start, bars = time.monotonic(), None
-    try:
-        for done, item in enumerate(items):
-            if bars is None and time.monotonic() - start > PATIENCE:
-                bars = _bars()
-                if bars is not None:
-                    bars.add_task(what, total=len(items))
-                    bars.start()
-            if bars is not None:
-                bars.update(bars.task_ids[0], completed=done)
-            yield item
-    finally:
-        if bars is not None:
-            bars.stop()
-
-
-def _bars() -> Any:
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
-        return None
-    console = Console(stderr=True)
-    seen = console.is_terminal or console.is_jupyter
-    return Progress(console=console, transient=True) if seen else None

@@ -1,4 +1,4 @@
-"""What a comparison of models says: as numbers, in words, as a table, as a picture."""
+"""The result of a comparison of models: numbers, a verdict in words, a table and a plot."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much `worse` has the higher mean loss, in nats, and how sure that is.
+    """The mean loss of `worse` minus that of `better`, in nats, with intervals and tests.
 
-    `low` and `high` are Student's t, `bootstrap_low` and `bootstrap_high` BCa, each for itself.
+    `low` and `high` are Student's t, `bootstrap_low` and `bootstrap_high` BCa, each for this pair
+    alone.
     `probability` is the share of resamples in which `better` is better; `adjusted_p_value` is
     Holm's, for all pairs, and decides whether the difference is `real`.
     """
@@ -87,9 +88,9 @@ class Comparison:
         if not alike:
             return f"{self.best} is better than every other, by {by} or more, and that is real"
         if alike == same:
-            return f"no difference between {_all_of([self.best, *same])}: the same losses"
+            return f"no difference between {_listed([self.best, *same])}: the same losses"
         return (
-            f"{self.best} has the lowest mean loss, but {_all_of(alike)} cannot be told from it: "
+            f"{self.best} has the lowest mean loss, but {_listed(alike)} cannot be told from it: "
             f"no clear winner (the next is {by} higher)"
         )
 
@@ -108,17 +109,20 @@ class Comparison:
             )
 
     def __str__(self) -> str:
-        """Two tables, the models and every other beside the best, and the verdict."""
-        counted = f"{self.rows} {self.per}s"
+        """Print two tables, the models and every other beside the best, and the verdict."""
+        data = f"{self.rows} {self.per}s"
         if self.groups is not None:
-            counted += f" in {self.groups} groups"
+            data += f" in {self.groups} groups"
         if self.weighted:
-            counted += ", weighted"
+            data += ", weighted"
         interval = f"{100 * self.confidence:g}% t interval"
         models = _table(
             ("model", "mean loss", "std. error", interval),
             [
-                (m.name, *_told(m.standard_error, m.mean, m.standard_error, (m.low, m.high)))
+                (
+                    m.name,
+                    *_to_digits_of(m.standard_error, m.mean, m.standard_error, (m.low, m.high)),
+                )
                 for m in self.models
             ],
         )
@@ -128,15 +132,15 @@ class Comparison:
             [
                 (
                     d.worse,
-                    *_told(
+                    *_to_digits_of(
                         d.standard_error,
                         d.mean,
                         d.standard_error,
                         (d.low, d.high),
                         (d.bootstrap_low, d.bootstrap_high),
                     ),
-                    self._share(d),
-                    _p(d.adjusted_p_value),
+                    self._probability(d),
+                    _p_value(d.adjusted_p_value),
                     "yes" if d.real else "no",
                 )
                 for d in self.with_best
@@ -145,23 +149,23 @@ class Comparison:
         level = f"real: p ≤ {1 - self.confidence:.4g}"
         if len(self.pairs) > 1:
             level += f"; p is Holm's for all {len(self.pairs)} pairs, intervals are each for itself"
-        first = f"{counted}; losses in nats; {self.resamples} resamples, seed {self.seed}"
+        first = f"{data}; losses in nats; {self.resamples} resamples, seed {self.seed}"
         return f"{first}\n\n{models}\n\n{others}\n\n{level}\n{self.verdict}"
 
     @property
     def per(self) -> str:
-        """What there is one loss of."""
+        """Whether there is one loss a row or a split."""
         return "row" if self.test_fraction is None else "split"
 
-    def _share(self, d: Difference) -> str:
+    def _probability(self, d: Difference) -> str:
         most = 1 - 1 / self.resamples
         if d.probability > most and d.standard_error > 0:
             return f">{most:.4f}"  # no resample said otherwise, which is not certainty
         return f"{d.probability:.4f}"
 
 
-def _told(s: float, *figures: float | tuple[float, float]) -> list[str]:
-    """Figures and intervals to three digits of their standard error s."""
+def _to_digits_of(s: float, *figures: float | tuple[float, float]) -> list[str]:
+    """Format figures and intervals to three digits of their standard error s."""
     places = 4 if s == 0 else min(12, max(0, 2 - math.floor(math.log10(s))))
     return [
         " to ".join(f"{x:.{places}f}" for x in (f if isinstance(f, tuple) else (f,)))
@@ -169,12 +173,12 @@ def _told(s: float, *figures: float | tuple[float, float]) -> list[str]:
     ]
 
 
-def _p(p: float) -> str:
+def _p_value(p: float) -> str:
     return "<1e-15" if p < 1e-15 else f"{p:.2g}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, the first flush left."""
+    """Align columns of text, the first flush left."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
         "   ".join(
@@ -186,6 +190,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
 
 
-def _all_of(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
+    """Write names as "a, b and c"."""
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last

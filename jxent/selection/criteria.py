@@ -6,11 +6,12 @@ import numpy as np
 
 from jxent import _check
 from jxent._typing import ArrayLike
+from jxent.selection.checks import check_row_losses
 
 
 @_check.keywords
 def log_likelihood(row_losses: ArrayLike) -> float:
-    """log L = −Σ ℓ_i: how probable the model found the labels, all together.
+    """Sum log-probabilities: log L = −Σ ℓ_i, the log-likelihood of all labels together.
 
     Args:
       row_losses: ℓ `[N]` = −log p_y, in nats, unweighted and unsmoothed.
@@ -30,12 +31,12 @@ def log_likelihood(row_losses: ArrayLike) -> float:
     References:
       Fisher, *On the Mathematical Foundations of Theoretical Statistics*, 1922.
     """
-    return -float(np.sum(_check.losses_of_rows("log_likelihood", row_losses)))
+    return -float(np.sum(check_row_losses("log_likelihood", row_losses)))
 
 
 @_check.keywords
 def aic(row_losses: ArrayLike, parameters: int) -> float:
-    """AIC = 2k − 2 log L = 2k + 2 Σ ℓ_i: Akaike's criterion, less is better.
+    """Compute Akaike's criterion, AIC = 2k − 2 log L = 2k + 2 Σ ℓ_i: less is better.
 
     For models fitted by maximum likelihood to these same rows, whose number k of parameters is
     small beside N. Halved it is in nats, an estimate of N times the loss on new rows; held-out
@@ -61,12 +62,12 @@ def aic(row_losses: ArrayLike, parameters: int) -> float:
       Akaike, *A New Look at the Statistical Model Identification*, 1974.
     """
     k = _check.whole("aic", "parameters", parameters, 0)
-    return 2 * k + 2 * float(np.sum(_check.losses_of_rows("aic", row_losses)))
+    return 2 * k + 2 * float(np.sum(check_row_losses("aic", row_losses)))
 
 
 @_check.keywords
 def bic(row_losses: ArrayLike, parameters: int) -> float:
-    """BIC = k log N − 2 log L = k log N + 2 Σ ℓ_i: Schwarz's criterion, less is better.
+    """Compute Schwarz's criterion, BIC = k log N − 2 log L = k log N + 2 Σ ℓ_i: less is better.
 
     As `aic`, with a price for each parameter that grows with N.
 
@@ -90,5 +91,5 @@ def bic(row_losses: ArrayLike, parameters: int) -> float:
       Schwarz, *Estimating the Dimension of a Model*, 1978.
     """
     k = _check.whole("bic", "parameters", parameters, 0)
-    rows = _check.losses_of_rows("bic", row_losses)
+    rows = check_row_losses("bic", row_losses)
     return k * float(np.log(len(rows))) + 2 * float(np.sum(rows))

@@ -10,10 +10,18 @@ from jaxtyping import Float, Integer
 from jxent import _check
 from jxent._typing import ArrayLike
 from jxent.selection.bootstrap import least_resamples, resampled_means
+from jxent.selection.checks import (
+    check_at_least_two,
+    check_finite_losses,
+    check_groups,
+    check_paired_losses,
+    check_test_fraction,
+    check_weights,
+)
 from jxent.selection.comparison import Comparison, Difference, Model
 
-_ROUNDINGS = 8  # of the largest loss: by so much differences may differ and still be one
-_TIE = 1e-5  # standard errors: what float32 sums of the resamples may be off
+_ROUNDINGS = 8  # ulp of the largest loss: differences that vary by less are constant
+_TIE = 1e-5  # standard errors: the float32 sums of the resamples may be off by this
 
 
 @_check.keywords
@@ -27,18 +35,19 @@ def compare(
     seed: int = 0,
     test_fraction: float | None = None,
 ) -> Comparison:
-    """Models ranked by mean loss, and every pair's mean difference d̄ = Σ w_i (b_i − a_i) / Σ w_i.
+    """Rank models by mean loss and test every pair's difference d̄ = Σ w_i (b_i − a_i) / Σ w_i.
 
-    What rows share (a document, a patient) makes them count for less than their number: name it in
-    `groups`, and groups are what is resampled and what standard errors are made from.
+    Rows that share something (a document, a patient) are worth less than their number: name it in
+    `groups`, and groups are resampled and give the standard errors.
 
     A difference is called real if its p value, corrected by Holm's method for all M(M−1)/2 pairs,
-    is at most 1 − confidence. All pairs, because which model is best is seen on the same rows. The
-    intervals are each for itself. Two of them: Student's t, and the bootstrap's BCa, which follows
-    skewed differences (its end points are corrected for bias and skewness; the plain percentiles
-    are not) and is expanded for small samples. Of less than 30 rows or groups trust the first.
+    is at most 1 − confidence. All pairs, because the best model is chosen on the same rows. The
+    intervals are not corrected: each is for its pair alone. There are two, Student's t and the
+    bootstrap's BCa, which follows skewed differences (its end points are corrected for bias and
+    skewness, unlike plain percentiles) and is expanded for small samples. With fewer than 30 rows
+    or groups trust the first.
 
-    They speak of these trained models on new rows, not of training them anew. For that, give one
+    They hold for these trained models on new rows, not for training them anew. For that, give one
     mean loss for each of J random splits, and `test_fraction`: s² = (1/J + n_test/n_train) s_d²,
     which allows for training sets that overlap. The bootstrap is widened alike.
 
@@ -96,29 +105,29 @@ def compare(
     fn = "compare"
     with _check.needed(fn, "SciPy"):
         from scipy.special import stdtr, stdtrit
-    names, columns = _check.paired_losses(fn, losses)
+    names, columns = check_paired_losses(fn, losses)
     count = len(columns)
-    w = _check.positive_weights(fn, weights, count)
-    group = _check.group_numbers(fn, groups, count)
+    w = check_weights(fn, weights, count)
+    group = check_groups(fn, groups, count)
     kept = w > 0
-    _check.finite_losses(fn, names, columns, kept)
+    check_finite_losses(fn, names, columns, kept)
     confidence = _check.strictly_between(fn, "confidence", confidence)
     least, why = least_resamples(confidence), f" at confidence {confidence:g}"
     resamples = _check.whole(fn, "resamples", resamples, least, why)
     seed = _check.whole(fn, "seed", seed, 0)
-    overlap = _check.resampled_training(fn, test_fraction, weights, groups)
+    overlap = check_test_fraction(fn, test_fraction, weights, groups)
 
     columns, w = columns[kept], w[kept] / np.sum(w[kept])
     group = None if group is None else np.unique(group[kept], return_inverse=True)[1]
     shares = _sums_by(group, w)
     units = len(shares)
-    _check.enough(fn, "rows" if group is None else "groups", units)
+    check_at_least_two(fn, "rows" if group is None else "groups", units)
     wider = float(np.sqrt(1 + units * overlap))
     t = float(stdtrit(units - 1, (1 + confidence) / 2))
     reach = t * float(np.sqrt(units / (units - 1)))
 
     def estimate(d: Float[np.ndarray, " N"], size: float) -> tuple[float, np.ndarray, float]:
-        """d̄, u and s; `size` is that of the losses behind d."""
+        """Compute d̄, u and s; `size` is the largest of the losses that d is made from."""
         mean = float(np.sum(w * d))
         u = _sums_by(group, w * (d - mean))
         rounding = _ROUNDINGS * np.finfo(np.float64).eps * size
@@ -138,7 +147,7 @@ def compare(
         (m, n): estimate(columns[:, n] - columns[:, m], max(sizes[m], sizes[n])) for m, n in places
     }
 
-    # From one model to the next in rank; every other pair's is a sum of these.
+    # Resample the differences of neighbours in rank; every other pair's is a sum of these.
     steps = np.stack([estimates[m, m + 1][1] for m in range(len(models) - 1)], axis=1)
     moved = wider * np.cumsum(resampled_means(steps, shares, resamples, seed), axis=1)
     moved = np.pad(moved, ((0, 0), (1, 0)))
@@ -173,24 +182,25 @@ def compare(
 def _sums_by(
     group: Integer[np.ndarray, " N"] | None, x: Float[np.ndarray, " N"]
 ) -> Float[np.ndarray, " G"]:
+    """Sum x over each group."""
     return x if group is None else np.bincount(group, weights=x)
 
 
 def _share_below(x: Float[np.ndarray, " R"], tie: float) -> float:
-    """How many of x lie below 0, those at 0 counted half."""
+    """Compute the share of x below 0, those at 0 counted half."""
     return float(np.mean((x < -tie) + 0.5 * (np.abs(x) <= tie)))
 
 
 def _bca(
     move: Float[np.ndarray, " R"], u: Float[np.ndarray, " G"], s: float, reach: float
 ) -> Float[np.ndarray, "2"]:
-    """Where the bootstrap's interval ends, from the mean: percentiles α₁, α₂ of the moves.
+    """Compute the ends of the bootstrap's interval about the mean: percentiles α₁, α₂ of the moves.
 
     α = Φ(z₀ + (z₀ + z)/(1 − a (z₀ + z)))     z = ∓ t √(G/(G−1))
     z₀ = Φ⁻¹(share of moves below 0)           a = Σ u³ / 6 (Σ u²)^(3/2)
 
-    Φ⁻¹ in the place of t √(G/(G−1)) would be Efron's: of few groups too narrow, since moves spread
-    less than s by that root and s is itself uncertain.
+    Efron's has Φ⁻¹ in the place of t √(G/(G−1)). With few groups that is too narrow, since moves
+    spread less than s by that root and s is itself uncertain.
     """
     from scipy.special import ndtr, ndtri
 
@@ -203,7 +213,7 @@ def _bca(
 
 
 def _holm(p: list[float]) -> list[float]:
-    """Corrected p values: the k-th smallest of m times m − k + 1, never below a smaller one's."""
+    """Correct m p values: the k-th smallest times m − k + 1, never below a smaller one's."""
     order = np.argsort(p, kind="stable")
     times = np.arange(len(p), 0, -1)
     corrected = np.empty(len(p))
