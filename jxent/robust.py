@@ -389,8 +389,7 @@ def _shifted_negative(m: float, x: PerEntry, gamma: PerEntry) -> PerEntry:
     for k in reversed(range(_SERIES_TERMS)):
         series = 1 / (k + 1) + v * series
     near = v ** (gamma + 1) * series
-    w, log_rest = jnp.where(small, limit, u), jnp.log(jnp.where(small, 1 - limit, rest))
-    far = w**gamma * -log_rest
+    far = jnp.where(small, limit, u) ** gamma * -jnp.log(jnp.where(small, 1 - limit, rest))
     return jnp.where(outside, 0, jnp.where(small, near, far))
 
 
