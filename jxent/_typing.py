@@ -26,7 +26,8 @@ PerRow = Float[Array, "*n"]
 PerEntry = Float[Array, "*s"]  # one number for each logit, or for each class of each row
 Scalar = Float[Array, ""]
 
+Tangents = tuple[Any, ...]  # of a JVP rule: all primals, or all tangents
+
 # A wrapped function's parameters and result.
 P = ParamSpec("P")
 R = TypeVar("R")
-Tangents = tuple[Any, ...]  # what JAX hands to a JVP rule: all primals, or all tangents

@@ -26,12 +26,7 @@ from jaxtyping import Array, Bool
 from jxent import _check
 from jxent._compat import vary_alike
 from jxent._core import elementwise, row_terms
-from jxent._core.elementwise import (
-    ElementwiseLoss,
-    elementwise_losses,
-    in_unit_interval,
-    nonnegative_and_finite,
-)
+from jxent._core.elementwise import ElementwiseLoss, elementwise_losses, in_unit_interval
 from jxent._core.log_softmax import loss_dtype, pin_half_precision
 from jxent._core.row_losses import (
     as_distributions,
@@ -363,8 +358,8 @@ def _symmetric_of_distributions(
     return losses(z, t, kept, mask, class_weights, *alpha_beta)
 
 
-def _valid_gammas(gamma_pos: PerEntry, gamma_neg: PerEntry) -> Bool[Array, "*s"]:
-    return nonnegative_and_finite(gamma_pos) & (gamma_neg >= 0) & (gamma_neg < jnp.inf)
+def _valid_gammas(pos: PerEntry, neg: PerEntry) -> Bool[Array, "*s"]:
+    return (pos >= 0) & (pos < jnp.inf) & (neg >= 0) & (neg < jnp.inf)
 
 
 def _asymmetric(

@@ -106,8 +106,3 @@ def elementwise_losses(
 def in_unit_interval(y: PerEntry) -> Bool[Array, "*s"]:
     """Return where 0 ≤ y ≤ 1."""
     return (y >= 0) & (y <= 1)
-
-
-def nonnegative_and_finite(x: PerEntry) -> Bool[Array, "*s"]:
-    """Return where 0 ≤ x < ∞."""
-    return (x >= 0) & (x < jnp.inf)

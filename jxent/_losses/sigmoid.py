@@ -34,12 +34,7 @@ from jaxtyping import Array, Bool
 
 from jxent import _check
 from jxent._core import elementwise
-from jxent._core.elementwise import (
-    ElementwiseLoss,
-    elementwise_losses,
-    in_unit_interval,
-    nonnegative_and_finite,
-)
+from jxent._core.elementwise import ElementwiseLoss, elementwise_losses, in_unit_interval
 from jxent._typing import ArrayLike, AxisNames, PerEntry, ReductionKind, Tangents
 
 
@@ -194,11 +189,11 @@ def sigmoid_focal_loss(
 
 
 def _valid_pos_weight(w: PerEntry | None) -> Bool[Array, "*s"]:
-    return jnp.array(True) if w is None else nonnegative_and_finite(w)
+    return jnp.array(True) if w is None else (w >= 0) & (w < jnp.inf)
 
 
 def _valid_alpha_and_gamma(alpha: PerEntry | None, gamma: PerEntry) -> Bool[Array, "*s"]:
-    valid = nonnegative_and_finite(gamma)
+    valid = (gamma >= 0) & (gamma < jnp.inf)
     return valid if alpha is None else valid & in_unit_interval(alpha)
 
 
