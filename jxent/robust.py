@@ -28,27 +28,19 @@ from jxent._compat import vary_alike
 from jxent._core import elementwise, row_terms
 from jxent._core.elementwise import ElementwiseLoss, elementwise_losses, in_unit_interval
 from jxent._core.log_softmax import loss_dtype, pin_half_precision
-from jxent._core.row_losses import (
-    as_distributions,
-    classes_last,
-    row_losses_of_nll,
-    softmax_inputs,
-)
-from jxent._core.safe_math import multiply_no_nan, propagate_nan
+from jxent._core.row_losses import row_losses_of_nll, softmax_inputs
+from jxent._core.safe_math import multiply_no_nan, propagate_nan, zero_unless
+from jxent._core.targets import is_labels
 from jxent._core.weighting import RowInputs, class_weight
 from jxent._losses.sigmoid import binary_focal
 from jxent._typing import (
     ArrayLike,
     Axes,
     AxisNames,
-    ClassMask,
-    ClassWeights,
-    Distribution,
     Logits,
     PerEntry,
     PerRow,
     ReductionKind,
-    RowMask,
     Scalar,
 )
 
@@ -173,15 +165,10 @@ def symmetric_cross_entropy(
     _check.finite_nonnegative(fn, "beta", beta)
     A = _check.log_of_zero(fn, log_zero)
     a, b = _check.scalar(fn, "alpha", alpha), _check.scalar(fn, "beta", beta)
-    z, rows_of = classes_last(fn, logits, axis)
-    if _check.shape_of(labels) == z.shape[:-1]:
-        weights = {"alpha": a, "beta": -A * b}
-        z, rows = softmax_inputs(fn, logits, labels, axis, where, class_weights)
-        return row_losses_of_nll(fn, _symmetric_of_labels, z, rows, weights)
-    kept, mask = _check.where(fn, rows_of(where), z.shape)
-    t = as_distributions(fn, labels, z, rows_of)
-    c = _check.weights(fn, "class_weights", class_weights, z.shape[-1:])
-    return _symmetric_of_distributions(z, t, kept, mask, c, (a, b), log_zero=A)
+    z, rows = softmax_inputs(fn, logits, labels, axis, where, class_weights)
+    if is_labels(rows.targets):
+        return row_losses_of_nll(fn, _symmetric_of_labels, z, rows, {"alpha": a, "beta": -A * b})
+    return _symmetric_of_distributions(z, rows, a, b, log_zero=A)
 
 
 @_check.keywords
@@ -320,28 +307,14 @@ def _symmetric_of_labels(nll: Array, alpha: Scalar, beta: Scalar) -> Array:
 
 @partial(jax.jit, static_argnames=("log_zero",), inline=True)
 def _symmetric_of_distributions(
-    z: Logits,
-    t: Distribution,
-    kept: RowMask | None,
-    mask: ClassMask | None,
-    class_weights: ClassWeights | None,
-    alpha_beta: tuple[Scalar, Scalar],
-    *,
-    log_zero: float,
+    z: Logits, rows: RowInputs, alpha: Scalar, beta: Scalar, *, log_zero: float
 ) -> PerRow:
     """Compute α Σ_v c_v t_v nll_v + β c̄ Σ_v p_v min(−log t_v, −A)."""
     dtype = loss_dtype(z.dtype)
 
     @row_terms.rematerialized
-    def losses(
-        z: Logits,
-        t: Distribution,
-        kept: RowMask | None,
-        mask: ClassMask | None,
-        c: ClassWeights | None,
-        alpha: Scalar,
-        beta: Scalar,
-    ) -> PerRow:
+    def losses(z: Logits, rows: RowInputs, alpha: Scalar, beta: Scalar) -> PerRow:
+        t, kept, mask, c, _ = rows
         c = None if c is None else c.astype(dtype)
         average = class_weight(RowInputs(t, kept, mask, c))
         given = vary_alike(pin_half_precision(z).astype(dtype), t, c, mask, kept)
@@ -350,12 +323,12 @@ def _symmetric_of_distributions(
         known = t > math.exp(log_zero)
         surprisal = jnp.where(known, -jnp.log(jnp.where(known, t, 1)), -log_zero)
         backward = jnp.sum(jnp.exp(-nll) * surprisal, axis=-1)
-        backward = backward if kept is None else jnp.where(kept, backward, 0)
+        backward = zero_unless(kept, backward)
         backward = backward if average is None else multiply_no_nan(average, backward)
         both = _multiply_nonnegative(alpha, forward) + _multiply_nonnegative(beta, backward)
         return both + propagate_nan(forward, backward)
 
-    return losses(z, t, kept, mask, class_weights, *alpha_beta)
+    return losses(z, rows, alpha, beta)
 
 
 def _valid_gammas(pos: PerEntry, neg: PerEntry) -> Bool[Array, "*s"]:

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float
 
 from jxent import _check
 from jxent._compat import vary_alike
+from jxent._core.safe_math import clip_infinite
 from jxent._typing import ArrayLike, Axes, PerEntry, Tangents
 
 
@@ -226,11 +227,6 @@ def _sum_terms_jvp(
 _sum_terms.defjvp(_sum_terms_jvp, symbolic_zeros=True)
 
 
-def _clip_to_max(x: PerEntry) -> PerEntry:
-    """Replace ±∞ by the largest finite numbers, so that 0 times the result is 0."""
-    return jnp.where(jnp.isinf(x), jnp.sign(x) * jnp.finfo(x.dtype).max, x)
-
-
 def _nan_if_invalid(q: PerEntry, t: PerEntry, term: PerEntry) -> PerEntry:
     """Replace the term by NaN where q or t is NaN or +∞; it is NaN already where t is negative."""
     return jnp.where((q < jnp.inf) & (t < jnp.inf), term, jnp.nan)
@@ -245,13 +241,13 @@ def _term(q: PerEntry, t: PerEntry) -> PerEntry:
 @jax.custom_jvp
 def _term_by_target(q: PerEntry, t: PerEntry) -> PerEntry:
     """Compute log t + 1 − q, clipped; where q = −∞ it is +∞ before the clip, even where t = 0."""
-    return _clip_to_max(jnp.where(q == -jnp.inf, jnp.inf, jnp.log(t) + 1 - q))
+    return clip_infinite(jnp.where(q == -jnp.inf, jnp.inf, jnp.log(t) + 1 - q))
 
 
 @_term_by_target.defjvp
 def _term_by_target_jvp(primals: Tangents, tangents: Tangents) -> tuple[PerEntry, PerEntry]:
     (q, t), (q_dot, t_dot) = primals, tangents
-    return _term_by_target(q, t), _clip_to_max(1 / t) * t_dot - q_dot
+    return _term_by_target(q, t), clip_infinite(1 / t) * t_dot - q_dot
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -276,7 +272,7 @@ _log_term.defjvp(_log_term_jvp, symbolic_zeros=True)
 
 
 def _log_term_by_target(n: int, q: PerEntry, r: PerEntry) -> PerEntry:
-    return _clip_to_max(_log_term(n + 1, q, r))
+    return clip_infinite(_log_term(n + 1, q, r))
 
 
 _TARGETS = _TargetForm(_term, lambda t: t, _term_by_target, zero=0.0)
