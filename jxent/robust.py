@@ -47,7 +47,7 @@ from jxent._typing import (
 __all__ = ["generalized_cross_entropy", "symmetric_cross_entropy", "asymmetric_loss"]
 
 # Below these u, ∂/∂q and −log(1 − u) are computed by their series, with terms enough for float64.
-_BY_Q_SERIES_BELOW, _LOG_SERIES_BELOW, _SERIES_TERMS = 0.5, 0.1, 17
+_BY_Q_SERIES_BELOW, _LOG_SERIES_BELOW, _POWER_SERIES_TERMS = 0.5, 0.1, 17
 
 
 @_check.keywords
@@ -282,7 +282,7 @@ def _box_cox_by_q(nll: Array, q: Scalar) -> Array:
     u, impossible = q * _zero_if_infinite(nll), jnp.isinf(nll)
     small = ~impossible & (u < _BY_Q_SERIES_BELOW)
     v, series = jnp.where(small, u, 0), jnp.zeros_like(u)
-    for k in reversed(range(_SERIES_TERMS)):
+    for k in reversed(range(_POWER_SERIES_TERMS)):
         series = (-1) ** k * (k + 1) / math.factorial(k + 2) + v * series
     far = (_zero_if_infinite(nll) * _p_to_q(nll, q) - _box_cox(nll, q)) / jnp.where(q == 0, 1, q)
     # −∞ is replaced by the largest negative number, so that 0 times it is 0.
@@ -354,7 +354,7 @@ def _shifted_negative(m: float, x: PerEntry, gamma: PerEntry) -> PerEntry:
     limit = _LOG_SERIES_BELOW
     small = u < limit
     v, series = jnp.where(small, u, limit), jnp.zeros_like(u)
-    for k in reversed(range(_SERIES_TERMS)):
+    for k in reversed(range(_POWER_SERIES_TERMS)):
         series = 1 / (k + 1) + v * series
     near = v ** (gamma + 1) * series
     far = jnp.where(small, limit, u) ** gamma * -jnp.log(jnp.where(small, 1 - limit, rest))

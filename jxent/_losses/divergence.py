@@ -232,50 +232,50 @@ def _nan_if_invalid(q: PerEntry, t: PerEntry, term: PerEntry) -> PerEntry:
     return jnp.where((q < jnp.inf) & (t < jnp.inf), term, jnp.nan)
 
 
-def _term(q: PerEntry, t: PerEntry) -> PerEntry:
+def _kl_term(q: PerEntry, t: PerEntry) -> PerEntry:
     """Compute t (log t − q), 0 where t = 0."""
     term = jnp.where(t == 0, jnp.zeros_like(q), t * (jnp.log(t) - q))
     return _nan_if_invalid(q, t, term)
 
 
 @jax.custom_jvp
-def _term_by_target(q: PerEntry, t: PerEntry) -> PerEntry:
+def _kl_term_by_target(q: PerEntry, t: PerEntry) -> PerEntry:
     """Compute log t + 1 − q, clipped; where q = −∞ it is +∞ before the clip, even where t = 0."""
     return clip_infinite(jnp.where(q == -jnp.inf, jnp.inf, jnp.log(t) + 1 - q))
 
 
-@_term_by_target.defjvp
-def _term_by_target_jvp(primals: Tangents, tangents: Tangents) -> tuple[PerEntry, PerEntry]:
+@_kl_term_by_target.defjvp
+def _kl_term_by_target_jvp(primals: Tangents, tangents: Tangents) -> tuple[PerEntry, PerEntry]:
     (q, t), (q_dot, t_dot) = primals, tangents
-    return _term_by_target(q, t), clip_infinite(1 / t) * t_dot - q_dot
+    return _kl_term_by_target(q, t), clip_infinite(1 / t) * t_dot - q_dot
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _log_term(n: int, q: PerEntry, r: PerEntry) -> PerEntry:
+def _kl_log_term(n: int, q: PerEntry, r: PerEntry) -> PerEntry:
     """Compute e^r (r − q + n), the n-th derivative of the term by r; 0 where r = −∞."""
     term = jnp.where(q == -jnp.inf, jnp.inf, jnp.exp(r) * (r - q + n))
     return _nan_if_invalid(q, r, jnp.where(r == -jnp.inf, jnp.zeros_like(q), term))
 
 
-def _log_term_jvp(n: int, primals: Tangents, tangents: Tangents) -> tuple[PerEntry, PerEntry]:
+def _kl_log_term_jvp(n: int, primals: Tangents, tangents: Tangents) -> tuple[PerEntry, PerEntry]:
     (q, r), (q_dot, r_dot) = primals, tangents
-    out = _log_term(n, q, r)
+    out = _kl_log_term(n, q, r)
     out_dot = jnp.zeros_like(out)
     if not isinstance(q_dot, SymbolicZero):
         out_dot = out_dot - jnp.exp(r) * q_dot
     if not isinstance(r_dot, SymbolicZero):
-        out_dot = out_dot + _log_term_by_target(n, q, r) * r_dot
+        out_dot = out_dot + _kl_log_term_by_target(n, q, r) * r_dot
     return out, out_dot
 
 
-_log_term.defjvp(_log_term_jvp, symbolic_zeros=True)
+_kl_log_term.defjvp(_kl_log_term_jvp, symbolic_zeros=True)
 
 
-def _log_term_by_target(n: int, q: PerEntry, r: PerEntry) -> PerEntry:
-    return clip_infinite(_log_term(n + 1, q, r))
+def _kl_log_term_by_target(n: int, q: PerEntry, r: PerEntry) -> PerEntry:
+    return clip_infinite(_kl_log_term(n + 1, q, r))
 
 
-_TARGETS = _TargetForm(_term, lambda t: t, _term_by_target, zero=0.0)
+_TARGETS = _TargetForm(_kl_term, lambda t: t, _kl_term_by_target, zero=0.0)
 _LOG_TARGETS = _TargetForm(
-    partial(_log_term, 0), jnp.exp, partial(_log_term_by_target, 0), zero=-jnp.inf
+    partial(_kl_log_term, 0), jnp.exp, partial(_kl_log_term_by_target, 0), zero=-jnp.inf
 )
