@@ -1,19 +1,20 @@
 """jxent: cross-entropy for JAX.
 
-What the model said comes first, what was true second, every option by keyword; values are in nats.
+Predictions come first, targets second.  Options are keyword-only.  Values are in nats.
 
-Training losses: one call, a scalar by default, custom gradients
+Training losses, reduced to a scalar by default
 
-    cross_entropy(logits, targets, ...)     integer labels or distributions, every option
-    linear_cross_entropy(hidden, head, labels, ...)     the same of hidden @ head, logits not stored
-    label_weights(labels, ...)              the denominator of their mean, before the model runs
+    cross_entropy(logits, targets, ...)     integer labels or distributions as targets
+    linear_cross_entropy(hidden, head, labels, ...)     the same for logits = hidden @ head, which
+                                            are never stored
+    label_weights(labels, ...)              each row's weight in the mean; needs no logits
 
-Of a large vocabulary, logits not stored, two numbers a row
+For a large vocabulary, without storing the logits
 
-    linear_log_probs(hidden, head, labels, ...)         the label's log-probability, the entropy
+    linear_log_probs(hidden, head, labels, ...)         each label's log-probability, each entropy
     linear_predictions(hidden, head, ...)               the most probable class, its log-probability
 
-Row losses: optax's names and arguments, one loss a row, every transformation
+Row losses with optax's names and arguments: not reduced, every JAX transformation
 
     softmax_cross_entropy_with_integer_labels, softmax_cross_entropy, safe_softmax_cross_entropy
     softmax_focal_loss, poly_loss_cross_entropy
@@ -22,26 +23,27 @@ Row losses: optax's names and arguments, one loss a row, every transformation
 
 Namespaces
 
-    jxent.information   entropy, cross_entropy, binary_cross_entropy, kl_divergence, js_divergence,
-                        perplexity, softmax_entropy, nats_to_bits, bits_to_nats: of probabilities
-    jxent.imbalance     balanced_class_weights, effective_number_weights; logit_adjustment;
-                        ldam of row losses, with ldam_margins: for rare classes
-    jxent.robust        generalized_cross_entropy, symmetric_cross_entropy, asymmetric_loss:
-                        for labels of which some are wrong or missing
-    jxent.regularization    gradient_penalty, confidence_penalty: what is added to a loss
-    jxent.distillation  distillation_loss, linear_distillation_loss: a teacher's whole distribution
-    jxent.regression    gaussian_nll; two_hot, hl_gauss, expected_value, bin_centers,
-                        count_outside: continuous targets as distributions
-    jxent.metrics       ClassificationMetrics, Average, Summary: over batches, scans and devices;
-                        log_loss, accuracy, top_k_accuracy, brier_score; reliability_curve,
-                        Reliability, expected_calibration_error, fit_temperature;
-                        MultiLabelMetrics, MultiLabelSummary; multilabel_log_loss, hamming_loss,
-                        subset_accuracy, f1_score
-    jxent.selection     compare row losses of models, with intervals; log_likelihood, aic, bic
-    jxent.testing       assert_gradients_match, checked: for losses of your own
+    jxent.information   of probabilities: entropy, cross_entropy, binary_cross_entropy,
+                        kl_divergence, js_divergence, perplexity; softmax_entropy of logits;
+                        nats_to_bits, bits_to_nats
+    jxent.imbalance     for rare classes: balanced_class_weights, effective_number_weights,
+                        logit_adjustment, ldam with ldam_margins
+    jxent.robust        for wrong or missing labels: generalized_cross_entropy,
+                        symmetric_cross_entropy, asymmetric_loss
+    jxent.regularization    added to a loss: gradient_penalty, confidence_penalty
+    jxent.distillation  from a teacher's distribution: distillation_loss, linear_distillation_loss
+    jxent.regression    continuous targets: gaussian_nll; as distributions two_hot, hl_gauss,
+                        expected_value, bin_centers, count_outside
+    jxent.metrics       over batches, scans and devices: ClassificationMetrics, MultiLabelMetrics,
+                        Average, with Summary, MultiLabelSummary; log_loss, accuracy,
+                        top_k_accuracy, brier_score; multilabel_log_loss, hamming_loss,
+                        subset_accuracy, f1_score; reliability_curve, Reliability,
+                        expected_calibration_error, fit_temperature
+    jxent.selection     compare models by their row losses, with intervals; log_likelihood, aic, bic
+    jxent.testing       for losses of your own: assert_gradients_match, checked
 
-`python -m jxent` trains two classifiers with optax on real data and says which is better;
-`python -m jxent compare` does so for saved predictions of any models.
+`python -m jxent` trains two classifiers with optax on real data and reports which is better;
+`python -m jxent compare` compares saved predictions of any models.
 """
 
 from jxent import distillation as distillation

@@ -1,7 +1,7 @@
-"""The words: array aliases of the glossary (N rows, V classes, D features).
+"""Names for array types: N rows, V classes, D features.
 
-`*n` stands for any leading dimensions, one row each.  Inside jxent a `Logits` is an array; what a
-person may pass (lists, NumPy arrays) is `ArrayLike`.
+`*n` stands for any leading dimensions, one row each.  Public functions take `ArrayLike` (lists and
+NumPy arrays too); the checks make arrays of them, and inside jxent `Logits` is always an array.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,10 @@ ClassWeights = Float[Array, "V"]
 RowMask = Bool[Array, "*n"]
 ClassMask = Bool[Array, "*n V"]
 PerRow = Float[Array, "*n"]
+PerEntry = Float[Array, "*s"]  # one number for each logit, or for each class of each row
 Scalar = Float[Array, ""]
+
+Tangents = tuple[Any, ...]  # of a JVP rule: all primals, or all tangents
 
 # A wrapped function's parameters and result.
 P = ParamSpec("P")

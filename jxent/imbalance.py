@@ -1,20 +1,20 @@
-"""Some classes are rare: weights, shifted logits and margins from how often each occurs.
+"""Losses for rare classes: weights, shifted logits and margins from the number of rows per class.
 
-For N_v rows of class v among N = Σ_v N_v of V classes, π_v = N_v/N:
+With N_v rows of class v, N = Σ_v N_v, V classes and the prior π_v = N_v/N:
 
-    balanced            c_v = N/(V N_v)                             every class weighs the same
+    balanced            c_v = N/(V N_v)                             N_v c_v is the same for all v
     effective number    c_v ∝ (1 − β)/(1 − β^N_v),  Σ_v c_v = V     β = 0: 1,  β → 1: ∝ balanced
     logit adjustment    z_v + τ log π_v                             trained with, predicted without
     label margin        Δ_v ∝ N_v^(−1/4)                            z_y − Δ_y in place of z_y
 
-Weights go in as `class_weights`.  An adjustment is a change of the last layer's bias, so a linear
-head needs no logits for it.  A margin needs nothing but the row's loss nll = −log p_y:
+Weights are passed as `class_weights`.  A logit adjustment changes only the last layer's bias, so a
+linear head needs no logits for it.  A margin can be computed from the row's loss nll = −log p_y:
 
-    p_y/(1 − p_y) loses e^−Δ        nll → log(1 + e^Δ (e^nll − 1)) = nll + Δ + log r
-                                    r = e^(−nll−Δ) + (1 − e^−nll) in (0, 1]
+    p_y/(1 − p_y) shrinks by e^−Δ       nll → log(1 + e^Δ (e^nll − 1)) = nll + Δ + log r
+                                        r = e^(−nll−Δ) + (1 − e^−nll) in (0, 1]
     ∂/∂nll = 1/r        ∂/∂Δ = (1 − e^−nll)/r
 
-What is computed of r has only terms ≥ 0, so neither slope cancels or overflows.
+Both terms of r are ≥ 0, so neither derivative cancels or overflows.
 """
 
 from __future__ import annotations
@@ -44,10 +44,12 @@ __all__ = [
 
 @_check.keywords
 def balanced_class_weights(counts: ArrayLike) -> jax.Array:
-    """c_v = N/(V N_v): every class weighs the same in total, and the average row weighs 1.
+    """Compute class weights c_v = N/(V N_v), by which all classes have the same total weight.
+
+    The mean weight of a row is 1.
 
     Args:
-      counts: N_v `[V]`, how many rows there are of each class, integers or floats; for example
+      counts: N_v `[V]`, the number of rows of each class, integers or floats; for example
         `jnp.bincount(labels, length=V)`.
 
     Returns:
@@ -69,21 +71,23 @@ def balanced_class_weights(counts: ArrayLike) -> jax.Array:
       King and Zeng, Logistic Regression in Rare Events Data, 2001; scikit-learn's
       `compute_class_weight("balanced")`.
     """
-    n = _counted(_check.class_counts("balanced_class_weights", counts))
-    return jnp.sum(_or(0.0, n)) / n / n.size
+    n = _valid_counts(_check.class_counts("balanced_class_weights", counts))
+    return jnp.sum(_replace_nan(n, 0.0)) / n / n.size
 
 
 @_check.keywords
 def effective_number_weights(counts: ArrayLike, beta: float) -> jax.Array:
-    """c_v ∝ 1/E_v, E_v = (1 − β^N_v)/(1 − β), Σ_v c_v = V: more of the same counts less and less.
+    """Compute class weights c_v ∝ 1/E_v from effective numbers of rows E_v, with Σ_v c_v = V.
 
-    E_v is the effective number of rows: 1 for β = 0, so that every weight is 1, and N_v for
-    β → 1, inverse frequency. 1 − β^N is −expm1(N log β), and log β is taken in Python's floats,
-    so that β = 1 − 1e-7 keeps the digits that it would not have as a float32.
+        E_v = (1 − β^N_v)/(1 − β)
+
+    Each further row of a class adds less to E_v. For β = 0 all E_v and all weights are 1; for β → 1
+    E_v → N_v, and the weights are proportional to inverse frequencies. 1 − β^N is computed as
+    −expm1(N log β) with log β in Python's floats: as a float32, β = 1 − 1e-7 would lose its digits.
 
     Args:
-      counts: N_v `[V]`, how many rows there are of each class.
-      beta: β in [0, 1], a static number; 0.9, 0.99, 0.999 and 0.9999 are those of the paper.
+      counts: N_v `[V]`, the number of rows of each class.
+      beta: β in [0, 1], a static number; the paper uses 0.9, 0.99, 0.999 and 0.9999.
 
     Returns:
       `[V]` in float32 (float64 for float64 counts), for `class_weights=`. NaN, when traced, for a
@@ -107,22 +111,23 @@ def effective_number_weights(counts: ArrayLike, beta: float) -> jax.Array:
       arXiv:1901.05555, equation 3.
     """
     fn = "effective_number_weights"
-    n = _counted(_check.class_counts(fn, counts))
+    n = _valid_counts(_check.class_counts(fn, counts))
     beta = _check.fraction(fn, "beta", beta)
     log_beta = math.log(beta) if beta else -math.inf
     each = 1 / (n if beta == 1 else -jnp.expm1(n * log_beta))
-    return each / jnp.mean(_or(0.0, each))
+    return each / jnp.mean(_replace_nan(each, 0.0))
 
 
 @_check.keywords
 def logit_adjustment(logits: ArrayLike, prior: ArrayLike, tau: ArrayLike = 1.0) -> jax.Array:
-    """z_v + τ log π_v: what to train on, so that the logits themselves favour no frequent class.
+    """Compute adjusted logits z_v + τ log π_v, with which to train on imbalanced classes.
 
-    τ = 1 is the balanced softmax, Bayes-consistent for the balanced error. Predict with the logits
-    as they are. A model trained without can be adjusted afterwards, by τ = −1.
+    Train with the adjusted logits and predict with the unadjusted ones, which then do not favour
+    frequent classes. τ = 1 is the balanced softmax, Bayes-consistent for the balanced error. The
+    logits of a model that was trained without are adjusted afterwards, with τ = −1.
 
-    The last layer's bias is a row of logits, and adjusting it adjusts every row. So nothing of size
-    N·V need be touched, and `linear_cross_entropy` takes it as it is:
+    Adding to the last layer's bias adds to the logits of every row. So a linear head needs no array
+    of size N·V:
 
         linear_cross_entropy(hidden, head, labels, bias=logit_adjustment(bias, prior))
 
@@ -131,18 +136,18 @@ def logit_adjustment(logits: ArrayLike, prior: ArrayLike, tau: ArrayLike = 1.0) 
     Args:
       logits: z `[*n, V]`, or a bias `[V]`, floating point.
       prior: π `[V]`, counts or probabilities: they are divided by their sum. A class of prior 0
-        gets −∞: it is impossible, and a row that has it as its label costs ∞.
-        np.maximum(counts, 1) counts it as seen once.
-      tau: τ, a scalar; it may be traced. With τ = 0 nothing is adjusted.
+        gets −∞: it is impossible, and the loss of a row with that label is ∞. To avoid this count
+        at least one row: np.maximum(counts, 1).
+      tau: τ, a scalar; it may be traced. τ = 0 leaves the logits unchanged.
 
     Returns:
-      The shape of the logits, float32 for half precision (which has no digits for the sum), else
-      their dtype. NaN, when traced, for a class whose prior is negative or NaN, or is 0 with τ < 0.
+      The shape of the logits, float32 for half precision (too coarse for the sum), else their
+      dtype. NaN, when traced, for a class whose prior is negative or NaN, or is 0 with τ < 0.
 
     Raises:
       ValueError: a prior of another shape; a concrete prior that is negative, not finite or 0
         everywhere, or 0 somewhere with a concrete τ < 0.
-      TypeError: logits that are not floating point; a prior or τ that is not numbers.
+      TypeError: logits that are not floating point; a prior or τ that is not numeric.
 
     Residuals:
       The prior and τ.
@@ -172,13 +177,13 @@ def logit_adjustment(logits: ArrayLike, prior: ArrayLike, tau: ArrayLike = 1.0) 
 
 @_check.keywords
 def ldam_margins(counts: ArrayLike, max_margin: float = 0.5) -> jax.Array:
-    """Δ_v = C N_v^(−1/4) with the largest, that of the rarest class, max_margin.
+    """Compute the label margins Δ_v = C N_v^(−1/4) of `ldam`, the largest being max_margin.
 
-    The margins that a bound on the balanced error asks for: the fewer rows, the further from the
-    boundary they should lie. They go to `ldam`.
+    They minimise a bound on the balanced error: the fewer rows a class has, the larger its margin
+    to the decision boundary. The rarest class has the largest.
 
     Args:
-      counts: N_v `[V]`, how many rows there are of each class.
+      counts: N_v `[V]`, the number of rows of each class.
       max_margin: the margin of the rarest class, static, in units of the logits.
 
     Returns:
@@ -202,22 +207,23 @@ def ldam_margins(counts: ArrayLike, max_margin: float = 0.5) -> jax.Array:
       Margin Loss, arXiv:1906.07413, equation 13.
     """
     fn = "ldam_margins"
-    n = _counted(_check.class_counts(fn, counts))
+    n = _valid_counts(_check.class_counts(fn, counts))
     largest = _check.not_negative(fn, "max_margin", max_margin)
-    return largest * (jnp.min(_or(jnp.inf, n)) / n) ** 0.25
+    return largest * (jnp.min(_replace_nan(n, jnp.inf)) / n) ** 0.25
 
 
 @_check.keywords
 def ldam(row_losses: ArrayLike, labels: ArrayLike, margins: ArrayLike) -> jax.Array:
-    """The row losses, had each label's logit been Δ_y less: −log(e^(z_y−Δ_y)/(e^(z_y−Δ_y) + …)).
+    """Compute row losses with the label's logit lowered by its margin, from those without.
 
-        loss = log(1 + e^Δ (e^nll − 1)) = nll + Δ + log r        r = e^(−nll−Δ) + (1 − e^−nll)
+        loss = −log(e^(z_y−Δ_y)/(e^(z_y−Δ_y) + Σ_{v≠y} e^z_v))
+             = log(1 + e^Δ (e^nll − 1)) = nll + Δ + log r        r = e^(−nll−Δ) + (1 − e^−nll)
         ∂/∂nll = 1/r        ∂/∂Δ = (1 − e^−nll)/r
 
-    It needs no logits, only what `cross_entropy` or `linear_cross_entropy` gives for each row
-    with reduction="none", without class weights, smoothing or z-loss: weigh the result. Like them
-    it keeps the digits of confident rows. For the paper's scale s give logits and margins s times
-    as large.
+    It needs no logits, only the row losses of `cross_entropy` or `linear_cross_entropy` with
+    reduction="none", without class weights, smoothing or z-loss; weight the result instead. Losses
+    of confident rows are as accurate as there. For the paper's scale s multiply logits and margins
+    by s.
 
     Args:
       row_losses: nll `[*n]` in nats, −log p_y of each row.
@@ -225,14 +231,14 @@ def ldam(row_losses: ArrayLike, labels: ArrayLike, margins: ArrayLike) -> jax.Ar
       margins: Δ `[V]`, not negative, from `ldam_margins`.
 
     Returns:
-      `[*n]` in nats, float32 (float64 for float64 losses): ∞ where nll is, with slope 1. A loss of
-      exactly 0 stays 0: that is a dropped row, and its label may be anything. NaN, when traced,
+      `[*n]` in nats, float32 (float64 for float64 losses): ∞ where nll is, with derivative 1. A
+      loss of exactly 0 marks a dropped row: it stays 0, whatever its label is. NaN, when traced,
       for a negative loss or margin, or a label outside [0, V).
 
     Raises:
       ValueError: shapes that do not match; a concrete label outside [0, V) in a row that was not
         dropped; a concrete negative loss or margin.
-      TypeError: losses that are not floating point, labels that are not integers, margins that are
+      TypeError: losses that are not floating point; labels that are not integers; margins that are
         not numbers.
 
     Residuals:
@@ -262,15 +268,15 @@ def ldam(row_losses: ArrayLike, labels: ArrayLike, margins: ArrayLike) -> jax.Ar
     return _ldam(nll, y, delta)
 
 
-def _counted(n: Float[Array, "V"]) -> Float[Array, "V"]:
-    """Counts in the dtype of a loss; NaN for one that nothing can be made of."""
+def _valid_counts(n: Float[Array, "V"]) -> Float[Array, "V"]:
+    """Convert counts to float32 or wider; NaN for a count that is not positive and finite."""
     n = n.astype(np.promote_types(n.dtype, np.float32))
     return jnp.where((n > 0) & (n < jnp.inf), n, jnp.nan)
 
 
-def _or(other: float, x: Float[Array, "V"]) -> Float[Array, "V"]:
-    """x, `other` for classes at fault: they are not to spoil the rest."""
-    return jnp.where(jnp.isnan(x), other, x)
+def _replace_nan(x: Float[Array, "V"], by: float) -> Float[Array, "V"]:
+    """Replace NaN, so that an invalid class does not make the statistics of all classes NaN."""
+    return jnp.where(jnp.isnan(x), by, x)
 
 
 @partial(jax.jit, inline=True)
@@ -279,24 +285,25 @@ def _logit_adjustment(
 ) -> Float[Array, "*n V"]:
     dtype = np.promote_types(z.dtype, np.float32)
     prior, tau = prior.astype(dtype), tau.astype(dtype)
-    some = prior > 0
-    shift = jnp.where(some, tau * _log_share(prior, some), jnp.where(tau == 0, 0, -jnp.inf))
-    shift = jnp.where((prior >= 0) & (some | (tau >= 0)), shift, jnp.nan)
+    positive = prior > 0
+    shift = jnp.where(positive, tau * _log_prior(prior, positive), jnp.where(tau == 0, 0, -jnp.inf))
+    shift = jnp.where((prior >= 0) & (positive | (tau >= 0)), shift, jnp.nan)
     return z.astype(dtype) + jnp.reshape(shift, (1,) * (z.ndim - 1) + shift.shape)
 
 
-def _log_share(prior: Float[Array, "V"], some: Bool[Array, "V"]) -> Float[Array, "V"]:
-    """log(π_v / Σ π) where there is some, though neither Σ π nor the share be a float."""
-    # By a power of two, exactly, so that neither their sum nor its square leaves the range.
-    largest = jnp.max(jnp.where(some, prior, 0))
-    by = jnp.where(largest > 2.0**60, 2.0**-80, jnp.where(largest < 2.0**-60, 2.0**80, 1.0))
-    by = by.astype(prior.dtype)
-    total = jnp.sum(by * jnp.where(some, prior, 0))
-    each = jnp.where(some, prior, 1)
-    share = by * each / total
+def _log_prior(prior: Float[Array, "V"], positive: Bool[Array, "V"]) -> Float[Array, "V"]:
+    """Compute log(π_v / Σ π) of positive priors, even if Σ π overflows or π_v / Σ π underflows."""
+    # Scaling by a power of two is exact, and keeps both the sum and its square, which the
+    # derivative divides by, in the range of the dtype.
+    largest = jnp.max(jnp.where(positive, prior, 0))
+    scale = jnp.where(largest > 2.0**60, 2.0**-80, jnp.where(largest < 2.0**-60, 2.0**80, 1.0))
+    scale = scale.astype(prior.dtype)
+    total = jnp.sum(scale * jnp.where(positive, prior, 0))
+    each = jnp.where(positive, prior, 1)
+    share = scale * each / total
     small = share < 2 * jnp.finfo(prior.dtype).tiny
-    apart = jnp.log(each) + jnp.log(by) - jnp.log(total)
-    return jnp.where(small, apart, jnp.log(jnp.where(small, 1, share)))
+    by_logs = jnp.log(each) + jnp.log(scale) - jnp.log(total)
+    return jnp.where(small, by_logs, jnp.log(jnp.where(small, 1, share)))
 
 
 @partial(jax.jit, inline=True)
@@ -309,27 +316,30 @@ def _ldam(nll: PerRow, labels: Labels, margins: ClassWeights) -> PerRow:
         _check.traced_labels("ldam", y, narrow(y, margins.size), kept, margins.size)
         delta = class_weight(RowInputs(y, kept, class_weights=margins.astype(dtype)))
         assert delta is not None
-        fault = (nll < 0) | (delta < 0)
-        return _with_margin(nll + jnp.where(fault, jnp.nan, 0), delta)
+        invalid = (nll < 0) | (delta < 0)
+        return _with_margin(nll + jnp.where(invalid, jnp.nan, 0), delta)
 
     return losses(*vary_alike(nll, labels, margins))
 
 
 @jax.custom_jvp
 def _with_margin(nll: PerRow, delta: PerRow) -> PerRow:
-    """log(1 + x), x = e^Δ (e^nll − 1); where x is no float, nll + Δ + log r."""
+    """Compute log(1 + x), x = e^Δ (e^nll − 1); as nll + Δ + log r where x overflows."""
     x = jnp.exp(delta) * jnp.expm1(nll)
-    by_r = nll + delta + jnp.log(_rest(nll, delta))
+    by_r = nll + delta + jnp.log(_normalizer_ratio(nll, delta))
     return jnp.where(x < jnp.inf, jnp.log1p(x), by_r)
 
 
-def _rest(nll: PerRow, delta: PerRow) -> PerRow:
-    """r = e^(−nll−Δ) + (1 − e^−nll), never 0."""
+def _normalizer_ratio(nll: PerRow, delta: PerRow) -> PerRow:
+    """Compute r = e^(−nll−Δ) + (1 − e^−nll), never 0.
+
+    It is Σ_v e^z_v with the margin, relative to the same sum without.
+    """
     return jnp.maximum(jnp.exp(-nll - delta) - jnp.expm1(-nll), jnp.finfo(nll.dtype).tiny)
 
 
 @_with_margin.defjvp
 def _with_margin_jvp(primals, tangents):
     (nll, delta), (nll_dot, delta_dot) = primals, tangents
-    r = _rest(nll, delta)
+    r = _normalizer_ratio(nll, delta)
     return _with_margin(nll, delta), nll_dot / r - jnp.expm1(-nll) / r * delta_dot

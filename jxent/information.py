@@ -1,17 +1,17 @@
-"""Information theory on probabilities: the truth p first, the prediction q second, nats out.
+"""Information theory on probabilities, in nats: true distribution p first, prediction q second.
 
     H(p) = −Σ_v p_v log p_v                              entropy
     H(p, q) = −Σ_v p_v log q_v = H(p) + KL(p‖q)          cross-entropy
     KL(p‖q) = Σ_v p_v log(p_v/q_v)                       divergence
     JS(p, q) = (KL(p‖m) + KL(q‖m))/2, m = (p + q)/2      Jensen–Shannon divergence, 0 to log 2
 
-Classes are in the last axis, and every row gives one number.  0·log 0 is 0, and log 0 is −∞: what
-was held impossible and happened costs ∞.  With `eps` predictions are first clipped to
-[eps, 1 − eps], the textbooks' way around that.  Rows need not sum to 1.
+Classes are in the last axis, and every row gives one number.  0·log 0 is 0 and log 0 is −∞, so a
+class that is predicted with probability 0 and occurs costs ∞.  `eps` avoids that as textbooks do:
+it clips predictions to [eps, 1 − eps] first.  Rows need not sum to 1.
 
-The slopes are ∂H/∂q_v = −p_v/q_v, 0 where p_v = 0, and so on; one of ±∞ is told as the largest
-number, so that 0·∞ is 0 after it, in every mode and to any order.  A row with an entry outside
-[0, 1] is NaN, gradient too.  Half precision is computed in float32.
+Derivatives are −p_v/q_v for ∂H/∂q_v, 0 where p_v = 0, and so on.  One of ±∞ is replaced by the
+largest finite number, so that 0 times it is 0, in every mode and to any order.  A row with an entry
+outside [0, 1] is NaN, gradient too.  Half precision is computed in float32.
 
 To train a model, use the losses on logits: they never take the logarithm of a rounded probability.
 """
@@ -26,14 +26,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import xlogy
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jxent import _check
 from jxent._compat import vary_alike
 from jxent._core import log_softmax
+from jxent._core.elementwise import in_unit_interval
 from jxent._core.log_softmax import loss_dtype, pin_half_precision
 from jxent._losses.divergence import kl_divergence as _kl_from_log
-from jxent._typing import ArrayLike, Logits, PerRow
+from jxent._typing import ArrayLike, Logits, PerEntry, PerRow
 
 __all__ = [
     "entropy",
@@ -47,19 +48,17 @@ __all__ = [
     "bits_to_nats",
 ]
 
-Each = Float[Array, "*s"]  # one number for each class of each row
-
 
 @_check.keywords
 def entropy(p: ArrayLike) -> jax.Array:
-    """H(p) = −Σ_v p_v log p_v, what is not known before looking.
+    """Compute the entropy H(p) = −Σ_v p_v log p_v of each row, in nats.
 
     Args:
       p: probabilities `[*n, V]` in [0, 1], numbers of any kind.
 
     Returns:
-      `[*n]` in nats, float32 (float64 for float64 probabilities): 0 for a sure row, log V for a
-      uniform one. NaN, gradient too, in a row with a traced entry outside [0, 1].
+      `[*n]` in nats, float32 (float64 for float64 probabilities): 0 for a one-hot row, log V for a
+      uniform one. NaN, gradient too, for a row with a traced entry outside [0, 1].
 
     Raises:
       ValueError: a concrete entry outside [0, 1]; no axis of classes, or no classes.
@@ -78,23 +77,24 @@ def entropy(p: ArrayLike) -> jax.Array:
       Shannon, A Mathematical Theory of Communication, 1948; Cover and Thomas, Elements of
       Information Theory, 2006, §2.1.
     """
-    return _by_row(_entropy, "entropy", (_check.probabilities("entropy", "p", p),))
+    return _compute_rows(_row_entropy, "entropy", (_check.probabilities("entropy", "p", p),))
 
 
 @_check.keywords
 def cross_entropy(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
-    """H(p, q) = −Σ_v p_v log q_v, what q costs where p is the truth.
+    """Compute the cross-entropy H(p, q) = −Σ_v p_v log q_v of each row, in nats.
 
-    `jxent.cross_entropy` is the loss to train with: logits first, labels second, a mean.
+    To train a model use `jxent.cross_entropy`, which takes logits first, targets second, and
+    returns a mean.
 
     Args:
-      p: true probabilities `[*n, V]`, or `[V]` for all rows; one-hot integers are such.
-      q: predicted probabilities, likewise.
-      eps: q is clipped to [eps, 1 − eps] first; static. A clipped entry passes no gradient.
+      p: true probabilities `[*n, V]`, or `[V]` for all rows; one-hot integers too.
+      q: predicted probabilities, of the same shapes.
+      eps: q is clipped to [eps, 1 − eps] first; static. The gradient by a clipped entry is 0.
 
     Returns:
-      `[*n]` in nats, float32 (float64 if p or q is); +∞ where p_v > 0 = q_v, with a finite
-      gradient. NaN, gradient too, in a row with a traced entry outside [0, 1].
+      `[*n]` in nats, float32 (float64 if p or q is); +∞, with a finite gradient, where some
+      p_v > 0 = q_v. NaN, gradient too, for a row with a traced entry outside [0, 1].
 
     Raises:
       ValueError: a concrete entry outside [0, 1]; shapes that do not match; eps outside [0, 0.5).
@@ -111,25 +111,27 @@ def cross_entropy(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
     References:
       Cover and Thomas, Elements of Information Theory, 2006, §5.4.
     """
-    return _by_row(_cross_entropy, "cross_entropy", _pair("cross_entropy", p, q), eps=eps)
+    return _compute_rows(
+        _row_cross_entropy, "cross_entropy", _check_pair("cross_entropy", p, q), eps=eps
+    )
 
 
 @_check.keywords
 def binary_cross_entropy(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
-    """−p log q − (1 − p) log(1 − q), for every entry: each its own question, answered yes with q.
+    """Compute the binary cross-entropy −p log q − (1 − p) log(1 − q) of each entry, in nats.
 
-    Nothing is summed: add `.sum()` or `.mean()`, as the textbook at hand does.
+    Nothing is summed: append `.sum()` or `.mean()` as your textbook does.
 
     Args:
-      p: the truth in [0, 1], 1 for yes, any shape; one number for all.
-      q: the predicted probability of yes, likewise.
-      eps: q is clipped to [eps, 1 − eps] first; static. Where 1 − eps rounds to 1, as 1e-15 does in
-        float32, a q of 1 leaves eps for no. A clipped entry passes no gradient.
+      p: true probabilities of the positive class, in [0, 1], any shape; or one number for all.
+      q: predicted probabilities of the positive class, likewise.
+      eps: q is clipped to [eps, 1 − eps] first; static. Where 1 − eps rounds to 1, as for
+        eps = 1e-15 in float32, 1 − q is eps for q = 1. The gradient by a clipped entry is 0.
 
     Returns:
-      One number for every entry in nats, float32 (float64 if p or q is); +∞ where what was held
-      impossible happened, with a finite gradient. NaN, gradient too, where a traced entry is
-      outside [0, 1].
+      One number for each entry in nats, float32 (float64 if p or q is); +∞, with a finite gradient,
+      where the prediction excludes what p holds possible. NaN, gradient too, where a traced entry
+      is outside [0, 1].
 
     Raises:
       ValueError: a concrete entry outside [0, 1]; shapes that do not match; eps outside [0, 0.5).
@@ -148,24 +150,27 @@ def binary_cross_entropy(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax
       Goodfellow, Bengio, Courville, Deep Learning, 2016, §6.2.2.2.
     """
     fn = "binary_cross_entropy"
-    return _each_alone(fn, *_pair(fn, p, q, rows=False), eps=_check.clip_fraction(fn, eps))
+    return _binary_cross_entropy(
+        fn, *_check_pair(fn, p, q, rows=False), eps=_check.clip_fraction(fn, eps)
+    )
 
 
 @_check.keywords
 def kl_divergence(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
-    """KL(p‖q) = Σ_v p_v log(p_v/q_v) = H(p, q) − H(p), what q costs beyond p's own entropy.
+    """Compute the divergence KL(p‖q) = Σ_v p_v log(p_v/q_v) = H(p, q) − H(p) of each row, in nats.
 
-    `jxent.kl_divergence` is the same from log q and p, as a model gives it.
+    `jxent.kl_divergence` computes the same from log q, as models predict it, and p.
 
     Args:
       p: true probabilities `[*n, V]`, or `[V]` for all rows.
-      q: predicted probabilities, likewise.
-      eps: q is clipped to [eps, 1 − eps] first; static. A clipped entry passes no gradient.
+      q: predicted probabilities, of the same shapes.
+      eps: q is clipped to [eps, 1 − eps] first; static. The gradient by a clipped entry is 0.
 
     Returns:
-      `[*n]` in nats, float32 (float64 if p or q is); +∞ where p_v > 0 = q_v, with a finite
-      gradient. Where p and q all but agree the terms cancel: right to 1e-6 of Σ_v p_v, and below 0
-      by no more. NaN, gradient too, in a row with a traced entry outside [0, 1].
+      `[*n]` in nats, float32 (float64 if p or q is); +∞, with a finite gradient, where some
+      p_v > 0 = q_v. Where p and q are nearly equal the terms cancel: the result is right to 1e-6 of
+      Σ_v p_v and may be negative by as much. NaN, gradient too, for a row with a traced entry
+      outside [0, 1].
 
     Raises:
       ValueError: a concrete entry outside [0, 1]; shapes that do not match; eps outside [0, 0.5).
@@ -183,22 +188,23 @@ def kl_divergence(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
     References:
       Kullback and Leibler, On Information and Sufficiency, 1951.
     """
-    return _by_row(_kl_divergence, "kl_divergence", _pair("kl_divergence", p, q), eps=eps)
+    return _compute_rows(_row_kl, "kl_divergence", _check_pair("kl_divergence", p, q), eps=eps)
 
 
 @_check.keywords
 def js_divergence(p: ArrayLike, q: ArrayLike) -> jax.Array:
-    """JS(p, q) = (KL(p‖m) + KL(q‖m))/2, m = (p + q)/2: symmetric, and finite whatever is 0.
+    """Compute the Jensen–Shannon divergence (KL(p‖m) + KL(q‖m))/2 of each row, m = (p + q)/2.
 
-    Its square root is a distance. ∂JS/∂p_v = log(p_v/m_v)/2.
+    It is symmetric, finite for every p and q, and its square root is a metric.
+    ∂JS/∂p_v = log(p_v/m_v)/2.
 
     Args:
       p: probabilities `[*n, V]`, or `[V]` for all rows.
-      q: probabilities, likewise.
+      q: probabilities, of the same shapes.
 
     Returns:
-      `[*n]` in nats between 0 and log 2, never below 0; float32 (float64 if p or q is). NaN,
-      gradient too, in a row with a traced entry outside [0, 1].
+      `[*n]` in nats between 0 and log 2, never negative; float32 (float64 if p or q is). NaN,
+      gradient too, for a row with a traced entry outside [0, 1].
 
     Raises:
       ValueError: a concrete entry outside [0, 1]; shapes that do not match.
@@ -216,20 +222,21 @@ def js_divergence(p: ArrayLike, q: ArrayLike) -> jax.Array:
     References:
       Lin, Divergence Measures Based on the Shannon Entropy, 1991.
     """
-    return _by_row(_js_divergence, "js_divergence", _pair("js_divergence", p, q))
+    return _compute_rows(_row_js, "js_divergence", _check_pair("js_divergence", p, q))
 
 
 @_check.keywords
 def perplexity(p: ArrayLike) -> jax.Array:
-    """exp H(p), how many classes are as uncertain as p when all are equally probable.
+    """Compute the perplexity exp H(p) of each row.
 
-    A model's perplexity on data is exp of its mean log loss: `jxent.metrics`.
+    A uniform distribution over k classes has perplexity k. The perplexity of a model on data is
+    something else, the exponential of its mean log loss: see `jxent.metrics`.
 
     Args:
       p: probabilities `[*n, V]` in [0, 1], numbers of any kind.
 
     Returns:
-      `[*n]` between 1 and V, as `entropy`.
+      `[*n]` between 1 and V for rows that sum to 1; dtype and NaN as for `entropy`.
 
     Raises:
       ValueError, TypeError: as `entropy`.
@@ -246,25 +253,28 @@ def perplexity(p: ArrayLike) -> jax.Array:
       Jelinek, Mercer, Bahl and Baker, Perplexity: a Measure of the Difficulty of Speech
       Recognition Tasks, 1977.
     """
-    return jnp.exp(_by_row(_entropy, "perplexity", (_check.probabilities("perplexity", "p", p),)))
+    return jnp.exp(
+        _compute_rows(_row_entropy, "perplexity", (_check.probabilities("perplexity", "p", p),))
+    )
 
 
 @_check.keywords
 def softmax_entropy(logits: ArrayLike) -> jax.Array:
-    """H(softmax(z)) from the logits, without a logarithm of a rounded probability.
+    """Compute the entropy H(softmax(z)) of each row of logits z, in nats.
 
         H = log1p(S) + E/(1 + S)            S = Σ_v exp(z_v − m) − 1, m = max z
         ∂H/∂z_v = p_v (−log p_v − H)        E = Σ_v exp(z_v − m)(m − z_v)
 
-    Nothing cancels, so a row that is all but sure keeps its digits. A penalty on confidence, an
-    exploration bonus, a measure of doubt.
+    No term cancels, and no logarithm of a rounded probability is taken, so even the entropy of a
+    very confident row is accurate. Uses: a confidence penalty, an exploration bonus, a measure of
+    uncertainty.
 
     Args:
-      logits: z `[*n, V]`, floating point. −∞ is an impossible class and counts 0.
+      logits: z `[*n, V]`, floating point. A class with −∞ is impossible and contributes 0.
 
     Returns:
-      `[*n]` in nats, float32 (float64 for float64 logits). NaN, gradient too, in a row with NaN or
-      +∞, or with −∞ only.
+      `[*n]` in nats, float32 (float64 for float64 logits). NaN, gradient too, for a row with NaN or
+      +∞, or with only −∞.
 
     Raises:
       ValueError: no axis of classes, or no classes.
@@ -288,7 +298,7 @@ def softmax_entropy(logits: ArrayLike) -> jax.Array:
 
 @_check.keywords
 def nats_to_bits(nats: ArrayLike) -> jax.Array:
-    """Nats / log 2: the same information in bits.
+    """Convert nats to bits: divide by log 2.
 
     Args:
       nats: any numbers.
@@ -312,7 +322,7 @@ def nats_to_bits(nats: ArrayLike) -> jax.Array:
 
 @_check.keywords
 def bits_to_nats(bits: ArrayLike) -> jax.Array:
-    """Bits · log 2: the same information in nats.
+    """Convert bits to nats: multiply by log 2.
 
     Args:
       bits: any numbers.
@@ -334,146 +344,153 @@ def bits_to_nats(bits: ArrayLike) -> jax.Array:
     return _check.number("bits_to_nats", "bits", bits) * math.log(2)
 
 
-def _pair(fn: str, p: ArrayLike, q: ArrayLike, *, rows: bool = True) -> tuple[Array, Array]:
-    """p and q in one shape, of which one may have been given once for all."""
+def _check_pair(fn: str, p: ArrayLike, q: ArrayLike, *, rows: bool = True) -> tuple[Array, Array]:
+    """Check p and q and broadcast them to one shape: one of them may be given once for all."""
     p = _check.probabilities(fn, "p", p, rows=rows)
     q = _check.probabilities(fn, "q", q, rows=rows)
     shape = _check.same_shape_or_one(fn, p, q, one=int(rows))
     return jnp.broadcast_to(p, shape), jnp.broadcast_to(q, shape)
 
 
-def _by_row(
+def _compute_rows(
     formula: Callable[..., PerRow], fn: str, given: tuple[Array, ...], *, eps: float = 0.0
 ) -> PerRow:
-    return _one_a_row(formula, fn, given, eps=_check.clip_fraction(fn, eps))
+    return _compute_rows_jit(formula, fn, given, eps=_check.clip_fraction(fn, eps))
 
 
 @partial(jax.jit, static_argnums=(0, 1), static_argnames=("eps",), inline=True)
-def _one_a_row(
+def _compute_rows_jit(
     formula: Callable[..., PerRow], fn: str, given: tuple[Array, ...], *, eps: float
 ) -> PerRow:
     @partial(jax.checkpoint, prevent_cse=False)
     def rows(*given: Array) -> Array:
-        *first, last = _sound(fn, *given, by_row=True)
-        return formula(*first, _clipped(last, eps))
+        *first, last = _nan_where_invalid(fn, *given, by_row=True)
+        return formula(*first, _clip_probabilities(last, eps))
 
     return rows(*vary_alike(*given))
 
 
 @partial(jax.jit, static_argnums=(0,), static_argnames=("eps",), inline=True)
-def _each_alone(fn: str, p: Each, q: Each, *, eps: float) -> Each:
+def _binary_cross_entropy(fn: str, p: PerEntry, q: PerEntry, *, eps: float) -> PerEntry:
     @partial(jax.checkpoint, prevent_cse=False)
     def each(p: Array, q: Array) -> Array:
-        p, q = _sound(fn, p, q, by_row=False)
-        q = _clipped(q, eps)
-        no = _surprise(True, 1 - p, q)
+        p, q = _nan_where_invalid(fn, p, q, by_row=False)
+        q = _clip_probabilities(q, eps)
+        no = _cross_entropy_term(True, 1 - p, q)
         if eps:
+            # 1 − eps may have rounded to 1, and 1 − q to 0 instead of eps.
             no = jnp.where(q == 1, (p - 1) * math.log(eps), no)
-        return _surprise(False, p, q) + no
+        return _cross_entropy_term(False, p, q) + no
 
     return each(*vary_alike(p, q))
 
 
-def _sound(fn: str, *given: Array, by_row: bool) -> list[Array]:
-    """The same numbers wide; where one is outside [0, 1], NaN in all of its row."""
+def _nan_where_invalid(fn: str, *given: Array, by_row: bool) -> list[Array]:
+    """Promote to float32 or wider; an entry outside [0, 1] makes itself, or its row, NaN."""
     names = ("p", "q")[: len(given)]
     dtype = reduce(np.promote_types, (x.dtype for x in given), np.dtype(np.float32))
-    fine = [(x >= 0) & (x <= 1) for x in given]
-    for name, x, ok in zip(names, given, fine, strict=True):
+    valid = [in_unit_interval(x) for x in given]
+    for name, x, ok in zip(names, given, valid, strict=True):
         _check.traced_entries(fn, name, x, ok, "is outside [0, 1]")
-    all_fine = reduce(jnp.logical_and, fine)
+    all_valid = reduce(jnp.logical_and, valid)
     if by_row:
-        all_fine = jnp.all(all_fine, axis=-1, keepdims=True)
-    # A factor, not a select: NaN then goes to every derivative of the row, of any order.
-    factor = jnp.where(all_fine, 1, jnp.nan).astype(dtype)
+        all_valid = jnp.all(all_valid, axis=-1, keepdims=True)
+    # A factor, not a select: NaN then reaches every derivative of the row, of any order.
+    factor = jnp.where(all_valid, 1, jnp.nan).astype(dtype)
     return [x.astype(dtype) * jnp.broadcast_to(factor, x.shape) for x in given]
 
 
-def _clipped(q: Each, eps: float) -> Each:
-    """q in [eps, 1 − eps]."""
+def _clip_probabilities(q: PerEntry, eps: float) -> PerEntry:
+    """Clip q to [eps, 1 − eps]; the derivative is 0 where it is clipped."""
     if eps == 0:
         return q
     return jnp.where(q < eps, eps, jnp.where(q > 1 - eps, 1 - eps, q))
 
 
 @jax.custom_jvp
-def _ratio(p: Each, q: Each) -> Each:
-    """p/q, 0 where p = 0; ∞ is told as the largest number."""
+def _safe_ratio(p: PerEntry, q: PerEntry) -> PerEntry:
+    """Compute p/q, 0 where p = 0; ∞ is replaced by the largest finite number."""
     return jnp.where(p == 0, 0, jnp.nan_to_num(p / q, nan=jnp.nan))
 
 
-@_ratio.defjvp
-def _ratio_jvp(primals, tangents):
+@_safe_ratio.defjvp
+def _safe_ratio_jvp(primals, tangents):
     (p, q), (p_dot, q_dot) = primals, tangents
-    out = _ratio(p, q)
-    return out, _ratio(jnp.ones_like(q), q) * p_dot - _ratio(out, q) * q_dot
+    out = _safe_ratio(p, q)
+    return out, _safe_ratio(jnp.ones_like(q), q) * p_dot - _safe_ratio(out, q) * q_dot
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _log(no: bool, q: Each) -> Each:
-    """The log of yes, q; or of no, 1 − q."""
+def _log(complement: bool, q: PerEntry) -> PerEntry:
+    """Compute log q, or log(1 − q) if `complement`."""
+    if not complement:
+        return jnp.log(q)
     # XLA's log1p loses two digits of float64 around −0.4, where 1 − q loses nothing.
-    return jnp.where(q < 0.25, jnp.log1p(-q), jnp.log(1 - q)) if no else jnp.log(q)
+    return jnp.where(q < 0.25, jnp.log1p(-q), jnp.log(1 - q))
 
 
 @_log.defjvp
-def _log_jvp(no, primals, tangents):
+def _log_jvp(complement, primals, tangents):
     ((q,), (q_dot,)) = primals, tangents
-    slope = -_ratio(jnp.ones_like(q), 1 - q) if no else _ratio(jnp.ones_like(q), q)
-    return _log(no, q), slope * q_dot
+    by_q = -_safe_ratio(jnp.ones_like(q), 1 - q) if complement else _safe_ratio(jnp.ones_like(q), q)
+    return _log(complement, q), by_q * q_dot
 
 
 @jax.custom_jvp
-def _told(x: Each) -> Each:
-    """x, ±∞ told as the largest numbers; its slope is 1."""
+def _clipped(x: PerEntry) -> PerEntry:
+    """Replace ±∞ by the largest finite numbers; the derivative is 1."""
     return jnp.nan_to_num(x, nan=jnp.nan)
 
 
-_told.defjvp(lambda primals, tangents: (_told(*primals), tangents[0]))
+_clipped.defjvp(lambda primals, tangents: (_clipped(*primals), tangents[0]))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _surprise(no: bool, p: Each, q: Each) -> Each:
-    """−p log q, or −p log(1 − q); 0 where p = 0."""
-    return jnp.where(p == 0, 0, -p * _log(no, q))
+def _cross_entropy_term(complement: bool, p: PerEntry, q: PerEntry) -> PerEntry:
+    """Compute −p log q, or −p log(1 − q) if `complement`; 0 where p = 0."""
+    return jnp.where(p == 0, 0, -p * _log(complement, q))
 
 
-@_surprise.defjvp
-def _surprise_jvp(no, primals, tangents):
+@_cross_entropy_term.defjvp
+def _cross_entropy_term_jvp(complement, primals, tangents):
     (p, q), (p_dot, q_dot) = primals, tangents
-    by_q = _ratio(p, 1 - q) if no else -_ratio(p, q)
-    return _surprise(no, p, q), by_q * q_dot - _told(_log(no, q)) * p_dot
+    by_q = _safe_ratio(p, 1 - q) if complement else -_safe_ratio(p, q)
+    minus_by_p = _clipped(_log(complement, q))
+    return _cross_entropy_term(complement, p, q), by_q * q_dot - minus_by_p * p_dot
 
 
-def _entropy(p: Each) -> PerRow:
-    """H(p) = −KL(p‖1)."""
+def _row_entropy(p: PerEntry) -> PerRow:
+    """Compute H(p) = −KL(p‖1)."""
     return 0 - _kl_from_log(jnp.zeros_like(p), p)
 
 
-def _cross_entropy(p: Each, q: Each) -> PerRow:
-    return jnp.sum(_surprise(False, p, q), axis=-1)
+def _row_cross_entropy(p: PerEntry, q: PerEntry) -> PerRow:
+    return jnp.sum(_cross_entropy_term(False, p, q), axis=-1)
 
 
 @jax.custom_jvp
-def _kl_divergence(p: Each, q: Each) -> PerRow:
+def _row_kl(p: PerEntry, q: PerEntry) -> PerRow:
     return _kl_from_log(jnp.log(q), p)
 
 
-@_kl_divergence.defjvp
-def _kl_divergence_jvp(primals, tangents):
-    """By p from log q; by q not through log q, where 1/q² leaves the floats long before p/q²."""
+@_row_kl.defjvp
+def _row_kl_jvp(primals, tangents):
+    """Differentiate by p through log q, but by q directly: ∂/∂q_v = −p_v/q_v.
+
+    Second derivatives through log q would need 1/q², which overflows long before p/q² does.
+    """
     (p, q), (p_dot, q_dot) = primals, tangents
     by_p = jax.jvp(lambda p: _kl_from_log(_log(False, q), p), (p,), (p_dot,))[1]
-    return _kl_divergence(p, q), by_p - jnp.sum(_ratio(p, q) * q_dot, axis=-1)
+    return _row_kl(p, q), by_p - jnp.sum(_safe_ratio(p, q) * q_dot, axis=-1)
 
 
 @jax.custom_jvp
-def _js_divergence(p: Each, q: Each) -> PerRow:
-    """Σ_v m_v g(d_v)/2 with p = m(1 − d), q = m(1 + d), every term ≥ 0.
+def _row_js(p: PerEntry, q: PerEntry) -> PerRow:
+    """Compute Σ_v m_v g(d_v)/2 with p = m(1 − d), q = m(1 + d), every term ≥ 0.
 
         g(d) = (1−d) log(1−d) + (1+d) log(1+d) = log(1−d²) + 2d artanh d
 
-    The second way keeps the digits of a small d, the first those near d = ±1.
+    The second form is accurate for small d, the first near d = ±1.
     """
     m = (p + q) / 2
     d = jnp.where(m == 0, 0, (q - p) / jnp.where(m == 0, 1, 2 * m))
@@ -485,28 +502,28 @@ def _js_divergence(p: Each, q: Each) -> PerRow:
     return jnp.sum(jnp.where(close, near, far), axis=-1) / 2
 
 
-@_js_divergence.defjvp
-def _js_divergence_jvp(primals, tangents):
+@_row_js.defjvp
+def _row_js_jvp(primals, tangents):
     (p, q), (p_dot, q_dot) = primals, tangents
-    out_dot = _told(_half_log(p, q)) * p_dot + _told(_half_log(q, p)) * q_dot
-    return _js_divergence(p, q), jnp.sum(out_dot, axis=-1)
+    out_dot = _clipped(_half_log_ratio(p, q)) * p_dot + _clipped(_half_log_ratio(q, p)) * q_dot
+    return _row_js(p, q), jnp.sum(out_dot, axis=-1)
 
 
 @jax.custom_jvp
-def _half_log(p: Each, q: Each) -> Each:
-    """log(p/m)/2; where both are 0, the 0 between the slopes on either side."""
+def _half_log_ratio(p: PerEntry, q: PerEntry) -> PerEntry:
+    """Compute log(p/m)/2 = ∂JS/∂p; 0 where p = q = 0, between its limits from either side."""
     total = p + q
     d = (q - p) / jnp.where(total == 0, 1, total)
     return jnp.where(d < 0.5, jnp.log1p(-d), jnp.log(2 * p / total)) / 2
 
 
-@_half_log.defjvp
-def _half_log_jvp(primals, tangents):
+@_half_log_ratio.defjvp
+def _half_log_ratio_jvp(primals, tangents):
     """∂/∂p = q/(2p(p + q)), ∂/∂q = −1/(2(p + q))."""
     (p, q), (p_dot, q_dot) = primals, tangents
-    share = _ratio(q, p + q)
-    by_q = _ratio(jnp.ones_like(q), p + q) / 2
-    return _half_log(p, q), _ratio(share, p) / 2 * p_dot - by_q * q_dot
+    share = _safe_ratio(q, p + q)
+    by_q = _safe_ratio(jnp.ones_like(q), p + q) / 2
+    return _half_log_ratio(p, q), _safe_ratio(share, p) / 2 * p_dot - by_q * q_dot
 
 
 @partial(jax.jit, inline=True)
@@ -527,13 +544,13 @@ def _entropy_of_softmax_jvp(primals, tangents):
     H = _entropy_of_softmax(u)
     z = u.astype(H.dtype)
     p, gap = _p_and_gap(z)
-    slope = log_softmax.entropy_derivative(p, gap, _mean_gap(z))
-    return H, jnp.sum(slope * u_dot.astype(H.dtype), axis=-1)
+    by_z = log_softmax.entropy_derivative(p, gap, _mean_gap(z))
+    return H, jnp.sum(by_z * u_dot.astype(H.dtype), axis=-1)
 
 
 @jax.custom_jvp
 def _mean_gap(z: Logits) -> PerRow:
-    """G = Σ_v p_v (m − z_v) = E/(1 + S)."""
+    """Compute G = Σ_v p_v (m − z_v) = E/(1 + S)."""
     m, S = log_softmax.statistics(z, z.dtype)
     return log_softmax.weighted_gap(jnp.exp(log_softmax.minus_max(z, m[..., None])), z, m) / (1 + S)
 
@@ -548,7 +565,7 @@ def _mean_gap_jvp(primals, tangents):
 
 
 def _p_and_gap(z: Logits) -> tuple[Logits, Logits]:
-    """p and m − z, which is nll without what all classes share."""
+    """Compute p and m − z, which is nll minus log1p(S), the part that all classes share."""
     stats = log_softmax.statistics(z, z.dtype)
     p = log_softmax.softmax_probabilities(z, stats, log_softmax.logsumexp(stats))
     return p, log_softmax.clipped_neg_log_softmax(z, stats.m, jnp.zeros_like(stats.m))

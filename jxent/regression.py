@@ -1,18 +1,18 @@
-"""Continuous targets: a Gaussian likelihood, or a range of values cut into V classes.
+"""Continuous targets: a Gaussian likelihood, or distributions over V classes of values.
 
-    nll(y) = ½ (ℓ + (y − μ)² e^−ℓ + log 2π)                    ℓ = log σ², σ² = 1 without
+    nll(y) = ½ (ℓ + (y − μ)² e^−ℓ + log 2π)                    ℓ = log σ²
 
-With σ² = 1 it is half the squared error and a constant, so squared error *is* the cross-entropy of
-a Gaussian.  The other way is to give each value y a distribution t over V classes, train
-`cross_entropy(logits, t)`, and take its mean again, y = Σ_v t_v b_v:
+With σ² = 1 this is half the squared error plus a constant: squared error is the cross-entropy of a
+Gaussian.  The alternative is classification: turn each value y into a distribution t over V
+classes, train with `cross_entropy(logits, t)`, and predict the mean Σ_v p_v b_v:
 
-    two_hot    the two nearest of the class values b_1 < … < b_V, weighed so that Σ t_v b_v = y
-    hl_gauss   the mass of a Gaussian about y in each bin [e_v, e_v+1], of what it has in all bins:
+    two_hot    mass on the two class values next to y, b_1 < … < b_V, such that Σ_v t_v b_v = y
+    hl_gauss   mass of a Gaussian centered at y in each bin [e_v, e_{v+1}], relative to all bins:
                t_v = (Φ_{v+1} − Φ_v) / (Φ_V − Φ_0),  Φ_v = Φ((e_v − y)/σ),  b_v = (e_v + e_{v+1})/2
 
-Classes are written as an array, or as (low, high, V): V class values for `two_hot`, V bins for
-`hl_gauss`.  A difference of Φ is taken in the tail where Φ is small, so that it does not cancel,
-and relative to the largest of them, so that it does not vanish.
+Classes are given as an array, or as (low, high, V): V class values for `two_hot`, V bins for
+`hl_gauss`.  A difference of Φ is taken in the tail where Φ is small, so that it does not cancel;
+narrow bins are integrated by quadrature instead.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float
 
 from jxent import _check
 from jxent._core.log_softmax import loss_dtype
-from jxent._typing import ArrayLike
+from jxent._typing import ArrayLike, PerEntry
 
 __all__ = [
     "gaussian_nll",
@@ -40,19 +40,20 @@ __all__ = [
     "count_outside",
 ]
 
-Each = Float[Array, "*s"]
 Points = Float[Array, "K"]  # class values or edges of bins, increasing
-# An array of points, or (low, high, how many classes).
+# An array of points, or (low, high, number of classes).
 Support = ArrayLike | tuple[float, float, int]
 Outside = Literal["error", "clip"]
 
 _LOG_2PI = math.log(2 * math.pi)
-# σ in widths of a bin, where hl_gauss is not told one.
-_SPREAD = 0.75
-# σ beyond which nothing changes, in widths of the support; |z| beyond which Φ is 0 or 1.
-_FLAT, _FAR = 1e10, 1e18
-# A bin so narrow that Φ at its ends would cancel is integrated by points of Gauss and Legendre.
-_NARROW = 0.5
+# The default σ of hl_gauss, in widths of a bin.
+_DEFAULT_SIGMA = 0.75
+# Limits that change no result and avoid overflow: for σ, in widths of the support (the target is
+# uniform from there on), and for |z| (Φ is 0 or 1).
+_SIGMA_LIMIT, _Z_LIMIT = 1e10, 1e18
+# In bins narrower than this, in units of σ/(1 + |z|), the difference of Φ would cancel: their mass
+# is found by Gauss–Legendre quadrature.
+_QUADRATURE_WIDTH = 0.5
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(6)
 
 
@@ -64,20 +65,20 @@ def gaussian_nll(
     *,
     log_variance: ArrayLike | None = None,
 ) -> jax.Array:
-    """Negative log-likelihood of each target under a Gaussian, in nats.
+    """Compute the negative log-likelihood of each target under a Gaussian, in nats.
 
         nll = ½ (ℓ + (y − μ)² e^−ℓ + log 2π)        ℓ = log σ²
         ∂/∂μ = −(y − μ) e^−ℓ        ∂/∂ℓ = ½ (1 − (y − μ)² e^−ℓ)
 
-    The constant is always there, so that this is a likelihood and can be compared with others; it
-    is negative where the density is above 1. With σ² = 1 it is ½ (y − μ)² + 0.9189…, and its
-    gradient that of half the squared error. A model that predicts the variance as well is best
-    asked for its logarithm.
+    The constant is included, so that likelihoods of different models can be compared. The loss is
+    negative where the density is above 1. With σ² = 1 it is ½ (y − μ)² + 0.9189…, and its gradient
+    is that of half the squared error. A model that predicts the variance too should predict its
+    logarithm.
 
     Args:
       mean: μ, any shape, floating point.
       target: y, the same shape, numbers of any kind.
-      variance: σ² > 0, the same shape or one number; 1 without.
+      variance: σ² > 0, the same shape or one number; 1 by default.
       log_variance: ℓ instead of `variance`, the same shape or one number.
 
     Returns:
@@ -85,12 +86,12 @@ def gaussian_nll(
       argument is, or where a traced variance is not positive.
 
     Raises:
-      TypeError: a mean that is not floating, targets or variances that are not numbers.
-      ValueError: shapes that do not match, a concrete variance that is not positive or not in
-        the range of the loss's dtype, both `variance` and `log_variance`.
+      TypeError: a mean that is not floating; targets or variances that are not numbers.
+      ValueError: shapes that do not match; a concrete variance that is not positive or not in the
+        range of the loss's dtype; both `variance` and `log_variance`.
 
     Residuals:
-      The arguments, and what JAX keeps of arithmetic on them.
+      The arguments and the intermediate arrays that JAX saves of plain arithmetic on them.
 
     Example:
       >>> import jax.numpy as jnp
@@ -121,40 +122,41 @@ def gaussian_nll(
 
 
 @partial(jax.jit, static_argnames="logged", inline=True)
-def _gaussian_nll(mu: Each, y: Each, v: Float[Array, "..."], *, logged: bool) -> Each:
+def _gaussian_nll(mu: PerEntry, y: PerEntry, v: Float[Array, "..."], *, logged: bool) -> PerEntry:
     dtype = loss_dtype(mu.dtype)
     mu, y, v = mu.astype(dtype), y.astype(dtype), jnp.broadcast_to(v.astype(dtype), mu.shape)
     if not logged:
         v = jnp.log(jnp.where(v > 0, v, jnp.nan))
-    # e^−ℓ/2 before the square: its range is twice that of e^−ℓ, and 0 times it is 0.
-    steep = jnp.minimum(-v / 2, 0.99 * math.log(float(jnp.finfo(dtype).max)))
-    z = (y - mu) * jnp.exp(steep)
+    # e^(−ℓ/2) is multiplied before the square: it reaches twice the range of ℓ that e^−ℓ does. It
+    # is kept finite, so that 0 times it is 0.
+    minus_log_sigma = jnp.minimum(-v / 2, 0.99 * math.log(float(jnp.finfo(dtype).max)))
+    z = (y - mu) * jnp.exp(minus_log_sigma)
     return 0.5 * (v + z * z + _LOG_2PI)
 
 
 @_check.keywords
 def two_hot(values: ArrayLike, bins: Support, *, outside: Outside = "error") -> jax.Array:
-    """Each value as a distribution on the two nearest class values, with the value as its mean.
+    """Turn each value y into a distribution over the two class values next to it, with mean y.
 
         t_v = (b_{v+1} − y)/(b_{v+1} − b_v),  t_{v+1} = (y − b_v)/(b_{v+1} − b_v)
         for b_v ≤ y ≤ b_{v+1}, 0 elsewhere                               Σ_v t_v b_v = y
 
-    Train with `cross_entropy(logits, two_hot(y, bins))`, predict `expected_value(logits, bins)`.
+    Train with `cross_entropy(logits, two_hot(y, bins))`; predict `expected_value(logits, bins)`.
 
     Args:
       values: y `[*n]`, numbers.
       bins: the class values b `[V]`, V ≥ 2, increasing; or a tuple (low, high, V) of V values
         evenly spaced from low to high.
-      outside: what a value outside [b_1, b_V] is: "error", or "clip" to the nearer end
-        (`count_outside` says how many are).
+      outside: the treatment of values outside [b_1, b_V]: "error", or "clip" to the nearer end
+        (`count_outside` counts them).
 
     Returns:
       `[*n, V]`, float32 (float64 for float64 values); rows sum to 1. A row is NaN where its value
-      is, and with "error" where a traced value is outside. Differentiable in the values.
+      is NaN, and with "error" where a traced value is outside. Differentiable in the values.
 
     Raises:
-      ValueError: a concrete value outside, with "error"; bins that are not finite and increasing,
-        in the dtype of the targets.
+      ValueError: a concrete value outside, with "error"; bins that are not finite and increasing in
+        the dtype of the targets.
       TypeError: values or bins that are not numbers.
 
     Example:
@@ -172,20 +174,20 @@ def two_hot(values: ArrayLike, bins: Support, *, outside: Outside = "error") -> 
       arXiv:1707.06887, for the projection; Schrittwieser et al., arXiv:1911.08265, as targets.
     """
     fn = "two_hot"
-    y = _values(fn, values)
-    b = _points(fn, "bins", bins, 0, 2, y.dtype)
+    y = _floating_values(fn, values)
+    b = _support_points(fn, "bins", bins, 0, 2, y.dtype)
     _check.one_of(fn, "outside", outside, ("error", "clip"))
-    return _two_hot(_within(fn, values, y, b, outside), b)
+    return _two_hot(_restrict_to_support(fn, values, y, b, outside), b)
 
 
 @partial(jax.jit, inline=True)
-def _two_hot(y: Each, b: Points) -> Float[Array, "*s V"]:
+def _two_hot(y: PerEntry, b: Points) -> Float[Array, "*s V"]:
     i = jnp.clip(jnp.searchsorted(b, y, side="right") - 1, 0, b.size - 2).astype(jnp.int32)
     f = (y - b[i]) / (b[i + 1] - b[i])
     classes = jax.lax.broadcasted_iota(jnp.int32, (*y.shape, b.size), y.ndim)
     f, i = f[..., None], i[..., None]
     t = jnp.where(classes == i, 1 - f, jnp.where(classes == i + 1, f, 0))
-    return jnp.where(jnp.isnan(y)[..., None] | ~_increasing(b), jnp.nan, t)
+    return jnp.where(jnp.isnan(y)[..., None] | ~_is_increasing(b), jnp.nan, t)
 
 
 @_check.keywords
@@ -196,28 +198,28 @@ def hl_gauss(
     *,
     outside: Outside = "error",
 ) -> jax.Array:
-    """Each value as a Gaussian about it, cut into bins: a histogram target.
+    """Turn each value y into the histogram of a Gaussian centered at y.
 
         t_v = (Φ((e_{v+1} − y)/σ) − Φ((e_v − y)/σ)) / (Φ((e_V − y)/σ) − Φ((e_0 − y)/σ))
 
-    Train with `cross_entropy(logits, hl_gauss(y, edges))`, predict
-    `expected_value(logits, bin_centers(edges))`. Its mean is y but for the ends, where half of the
-    Gaussian is cut off: leave 3 σ between the values and the ends.
+    Train with `cross_entropy(logits, hl_gauss(y, edges))`; predict
+    `expected_value(logits, bin_centers(edges))`. The mean of the target is y except near the ends
+    of the support, where the Gaussian is truncated: keep values 3 σ away from them.
 
     Args:
       values: y `[*n]`, numbers.
       edges: e `[V+1]`, increasing; or a tuple (low, high, V) of V bins of one width.
-      sigma: σ > 0, in the unit of the values, a scalar; 0.75 of the mean width of a bin without.
-      outside: what a value outside [e_0, e_V] is: "error", or "clip" to the nearer end
-        (`count_outside` says how many are).
+      sigma: σ > 0, in the unit of the values, a scalar; by default 0.75 of the mean bin width.
+      outside: the treatment of values outside [e_0, e_V]: "error", or "clip" to the nearer end
+        (`count_outside` counts them).
 
     Returns:
       `[*n, V]`, float32 (float64 for float64 values); rows sum to 1. A row is NaN where its value
-      is, and with "error" where a traced value is outside. Differentiable in values and sigma.
+      is NaN, and with "error" where a traced value is outside. Differentiable in values and sigma.
 
     Raises:
-      ValueError: a concrete value outside, with "error"; edges that are not finite and
-        increasing, or a concrete sigma that is not positive, in the dtype of the targets.
+      ValueError: a concrete value outside, with "error"; edges that are not finite and increasing,
+        or a concrete sigma that is not positive, in the dtype of the targets.
       TypeError: values, edges or a sigma that are not numbers.
 
     Example:
@@ -234,64 +236,67 @@ def hl_gauss(
       arXiv:1806.04613; Farebrother et al., *Stop Regressing*, arXiv:2403.03950, for σ.
     """
     fn = "hl_gauss"
-    y = _values(fn, values)
-    e = _points(fn, "edges", edges, 1, 2, y.dtype)
+    y = _floating_values(fn, values)
+    e = _support_points(fn, "edges", edges, 1, 2, y.dtype)
     _check.one_of(fn, "outside", outside, ("error", "clip"))
     s = None
     if sigma is not None:
         s = _check.scalar_within(fn, "sigma", sigma, "positive").astype(y.dtype)
         _check.within_range(fn, "sigma", sigma, y.dtype)
-    return _hl_gauss(_within(fn, values, y, e, outside), e, s)
+    return _hl_gauss(_restrict_to_support(fn, values, y, e, outside), e, s)
 
 
 @partial(jax.jit, inline=True)
-def _hl_gauss(y: Each, e: Points, sigma: Float[Array, ""] | None) -> Float[Array, "*s V"]:
+def _hl_gauss(y: PerEntry, e: Points, sigma: Float[Array, ""] | None) -> Float[Array, "*s V"]:
     if sigma is None:
-        sigma = _SPREAD * (e[-1] - e[0]) / (e.size - 1)
-    sigma = jnp.minimum(sigma, _FLAT * (e[-1] - e[0]))
+        sigma = _DEFAULT_SIGMA * (e[-1] - e[0]) / (e.size - 1)
+    sigma = jnp.minimum(sigma, _SIGMA_LIMIT * (e[-1] - e[0]))
     fixed = jax.lax.stop_gradient(sigma)
-    one = 1 + (sigma - fixed) / fixed  # its slope is 1/σ; that of x/σ would pass by 1/σ²
-    by_sigma = lambda x: jnp.clip(x / fixed, -_FAR, _FAR) / one  # noqa: E731
+    # x/σ as (x/fixed)/one, where one has the value 1 and the derivative 1/σ: differentiating x/σ
+    # would form 1/σ², which over- or underflows.
+    one = 1 + (sigma - fixed) / fixed
+    by_sigma = lambda x: jnp.clip(x / fixed, -_Z_LIMIT, _Z_LIMIT) / one  # noqa: E731
     z = by_sigma(e.reshape((1,) * y.ndim + e.shape) - y[..., None])
-    # A width from the edges, and not from z, which has been rounded.
+    # Widths come from the edges: differences of z, which are rounded, lose digits.
     width = by_sigma(e[1:] - e[:-1]).reshape((1,) * y.ndim + (-1,))
-    mass = _mass(z[..., :-1], z[..., 1:], width)
+    mass = _gaussian_mass(z[..., :-1], z[..., 1:], width)
     t = mass / jnp.sum(mass, axis=-1, keepdims=True)
-    return jnp.where(_increasing(e), t, jnp.nan)
+    return jnp.where(_is_increasing(e), t, jnp.nan)
 
 
-def _mass(a: Each, b: Each, width: Float[Array, "*#s"]) -> Each:
-    """Φ(b) − Φ(a) for a < b, to its last digits: Φ(−a) − Φ(−b) where both are large."""
+def _gaussian_mass(a: PerEntry, b: PerEntry, width: Float[Array, "*#s"]) -> PerEntry:
+    """Compute Φ(b) − Φ(a) for a < b without cancellation, as Φ(−a) − Φ(−b) in the right tail."""
     middle = (a + b) / 2
-    narrow = width * (1 + jnp.abs(middle)) < _NARROW
-    at = [middle + (0.5 * float(x)) * width for x in _NODES]
+    narrow = width * (1 + jnp.abs(middle)) < _QUADRATURE_WIDTH
+    nodes = [middle + (0.5 * float(x)) * width for x in _NODES]
     total = jnp.zeros_like(middle)
-    for x, w in zip(at, _NODE_WEIGHTS, strict=True):
+    for x, w in zip(nodes, _NODE_WEIGHTS, strict=True):
         total = total + float(w) * jnp.exp(-0.5 * x * x)
-    by_points = (width / math.sqrt(8 * math.pi)) * total
+    by_quadrature = (width / math.sqrt(8 * math.pi)) * total
     right = middle > 0
     lower, upper = jnp.where(right, -b, a), jnp.where(right, -a, b)
     phi = lambda x: 0.5 * erfc(x * -math.sqrt(0.5))  # noqa: E731
-    return jnp.where(narrow, by_points, phi(upper) - phi(lower))
+    return jnp.where(narrow, by_quadrature, phi(upper) - phi(lower))
 
 
 @_check.keywords
 def expected_value(logits: ArrayLike, bins: Support, *, probabilities: bool = False) -> jax.Array:
-    """The mean Σ_v p_v b_v of a predicted distribution: what a classifier of values predicts.
+    """Compute the mean Σ_v p_v b_v of each predicted distribution over class values.
 
     Args:
       logits: `[*n, V]`, floating point; p = softmax(logits).
       bins: the class values b `[V]`, or (low, high, V), as in `two_hot`; `bin_centers(edges)` for
         targets of `hl_gauss`.
-      probabilities: the first argument is p itself. It need not sum to 1 exactly and is divided by
-        its sum; entries are not negative.
+      probabilities: True if the first argument holds probabilities p ≥ 0 instead of logits. They
+        are divided by their sum, which need not be 1 exactly.
 
     Returns:
-      `[*n]`, float32 (float64 for float64 logits). NaN in a row at fault.
+      `[*n]`, float32 (float64 for float64 logits). NaN for a row of logits with NaN, +∞ or only
+      −∞, and for a row of probabilities with NaN, a traced negative entry, or a sum of 0 or ∞.
 
     Raises:
-      ValueError: as many bins as classes are wanted; bins that are not finite and increasing, in
-        the dtype of the result; concrete negative probabilities.
+      ValueError: a number of bins other than the number of classes; bins that are not finite and
+        increasing in the dtype of the result; concrete negative probabilities.
       TypeError: logits that are not floating.
 
     Example:
@@ -305,7 +310,7 @@ def expected_value(logits: ArrayLike, bins: Support, *, probabilities: bool = Fa
     """
     fn = "expected_value"
     z = _check.logits(fn, logits)
-    b = _points(fn, "bins", bins, 0, 1, loss_dtype(z.dtype))
+    b = _support_points(fn, "bins", bins, 0, 1, loss_dtype(z.dtype))
     _check.as_many_bins(fn, z, b.size)
     if probabilities:
         _check.nonnegative(fn, "logits", logits)
@@ -313,20 +318,20 @@ def expected_value(logits: ArrayLike, bins: Support, *, probabilities: bool = Fa
 
 
 @partial(jax.jit, static_argnames="probabilities", inline=True)
-def _expected_value(z: Float[Array, "*s V"], b: Points, *, probabilities: bool) -> Each:
+def _expected_value(z: Float[Array, "*s V"], b: Points, *, probabilities: bool) -> PerEntry:
     z = z.astype(loss_dtype(z.dtype))
     if probabilities:
         z = z + jnp.where(jnp.any(z < 0, axis=-1, keepdims=True), jnp.nan, jnp.zeros_like(z))
     p = z / jnp.sum(z, axis=-1, keepdims=True) if probabilities else jax.nn.softmax(z, axis=-1)
-    # About a value in the middle: an offset that all bins share then costs no digits.
+    # Relative to a bin in the middle, so that a common offset of all bins costs no digits.
     origin = b[b.size // 2]
     mean = origin + jnp.sum(p * (b - origin).reshape((1,) * (z.ndim - 1) + b.shape), axis=-1)
-    return jnp.where(_increasing(b), mean, jnp.nan)
+    return jnp.where(_is_increasing(b), mean, jnp.nan)
 
 
 @_check.keywords
 def bin_centers(edges: Support) -> jax.Array:
-    """The middle of each bin, (e_v + e_{v+1})/2: the class values of `hl_gauss`.
+    """Compute the middle of each bin, (e_v + e_{v+1})/2: the class values of `hl_gauss`.
 
     Args:
       edges: e `[V+1]`, increasing; or a tuple (low, high, V) of V bins of one width.
@@ -347,7 +352,7 @@ def bin_centers(edges: Support) -> jax.Array:
       Farebrother et al., *Stop Regressing*, arXiv:2403.03950.
     """
     fn = "bin_centers"
-    e = _points(fn, "edges", edges, 1, 2)
+    e = _support_points(fn, "edges", edges, 1, 2)
     middles = e[:-1] + (e[1:] - e[:-1]) / 2
     _check.distinct(fn, "the middles of `edges`", "edges", middles)
     return middles
@@ -355,7 +360,7 @@ def bin_centers(edges: Support) -> jax.Array:
 
 @_check.keywords
 def count_outside(values: ArrayLike, support: Support) -> jax.Array:
-    """How many values lie outside the support: what "clip" moves to an end.
+    """Count the values outside the support, which "clip" moves to its ends.
 
     Args:
       values: `[*n]`, numbers. NaN is neither inside nor outside.
@@ -375,43 +380,45 @@ def count_outside(values: ArrayLike, support: Support) -> jax.Array:
       2
 
     References:
-      A count; why it matters: Farebrother et al., *Stop Regressing*, arXiv:2403.03950, §4.
+      On the choice of the support: Farebrother et al., *Stop Regressing*, arXiv:2403.03950, §4.
     """
     fn = "count_outside"
-    y = _values(fn, values)
-    b = _points(fn, "support", support, 0, 2, y.dtype)
-    return jnp.sum(_outside(y, b), dtype=jnp.int32)
+    y = _floating_values(fn, values)
+    b = _support_points(fn, "support", support, 0, 2, y.dtype)
+    return jnp.sum(_is_outside(y, b), dtype=jnp.int32)
 
 
-def _outside(y: Each, b: Points) -> Bool[Array, "*s"]:
+def _is_outside(y: PerEntry, b: Points) -> Bool[Array, "*s"]:
     return (y < b[0]) | (y > b[-1])
 
 
-def _increasing(b: Points) -> Bool[Array, ""]:
+def _is_increasing(b: Points) -> Bool[Array, ""]:
     return jnp.all(b[1:] > b[:-1]) & jnp.all(jnp.isfinite(b))
 
 
-def _values(fn: str, x: ArrayLike) -> Each:
-    """Values in the dtype of the targets."""
+def _floating_values(fn: str, x: ArrayLike) -> PerEntry:
+    """Convert values to the dtype of the targets."""
     y = _check.number(fn, "values", x)
     return y.astype(loss_dtype(y.dtype))
 
 
-def _points(
+def _support_points(
     fn: str, name: str, x: Support, more: int, least: int, dtype: Any | None = None
 ) -> Points:
-    """Points as given, or V + more of them evenly spaced; at least `least`, in this dtype."""
+    """Return the given points, or V + more evenly spaced ones; at least `least`, in this dtype."""
     if isinstance(x, tuple):
         low, high, classes = _check.spacing(fn, name, x, least - more)
         x = np.linspace(low, high, classes + more)
     return _check.points(fn, name, x, least, dtype)
 
 
-def _within(fn: str, given: ArrayLike, y: Each, b: Points, outside: Outside) -> Each:
-    """The values, clipped, or NaN where they are outside."""
+def _restrict_to_support(
+    fn: str, given: ArrayLike, y: PerEntry, b: Points, outside: Outside
+) -> PerEntry:
+    """Clip values to the support, or replace those outside by NaN and report them."""
     if outside == "clip":
         return jnp.clip(y, b[0], b[-1])
-    bad = _outside(y, b)
+    bad = _is_outside(y, b)
     _check.values_within(fn, given, bad, b)
     _check.traced_entries(fn, "values", y, ~bad, "is outside the support")
     return jnp.where(bad, jnp.nan, y)

@@ -1,10 +1,10 @@
-"""Terms beside the loss: how steep it is, and how sure the model is.
+"""Terms that are added to a loss: penalties on its gradient and on confident predictions.
 
     gradient penalty      L + λ Σ |∂L/∂θ|²        θ: parameters, or inputs
     confidence penalty    L − β H(p)              H(p) = −Σ_v p_v log p_v
 
-A gradient of a gradient goes through the custom rules a second time: those of jxent are right to
-any order, `linear_cross_entropy`'s too, and store no logits then either.
+The gradient penalty differentiates the custom rules a second time.  Those of jxent are right to any
+order; those of `linear_cross_entropy` store no logits in second derivatives either.
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ def gradient_penalty(
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
-    """The loss function L + λ Σ |∂L/∂θ|², to be differentiated in place of `loss_fn`.
+    """Return the loss function L + λ Σ |∂L/∂θ|², to differentiate in place of L = `loss_fn`.
 
-    Of the parameters (the first argument) it prefers flat minima. Gradient descent with steps of
-    size h does so by itself: it follows the flow of L + (h/4) Σ |∂L/∂θ|², so λ = h/4 does once more
-    what the steps do, and h can be smaller. In the paper's letters λ = μ/m, for m parameters.
+    With θ the parameters (the first argument) the penalty favours flat minima. Gradient descent
+    with steps of size h already follows the gradient flow of L + (h/4) Σ |∂L/∂θ|²; λ = h/4 doubles
+    this effect, or gives it at a smaller h. In the paper's letters λ = μ/m, for m parameters.
 
-    Of the inputs (`argnums` says which) it makes the loss change less when they do. Of a mean over
-    N rows the gradient by one row's input is 1/N of its own: λ = N λ' gives the mean over rows of
+    With θ the inputs (chosen by `argnums`) it makes the loss less sensitive to them. In a mean over
+    N rows the gradient by one row's input has a factor 1/N: λ = N λ' gives the mean over rows of
     λ' |∂nll/∂x|².
 
-    One step costs about what two do; where loss_fn is `linear_cross_entropy` no logits are stored.
+    A training step costs about twice as much; with `linear_cross_entropy` no logits are stored.
 
     Args:
-      loss_fn: a function to a scalar, or with has_aux to (scalar, anything).
-      coefficient: λ ≥ 0, a scalar; it may be traced, for a schedule. 0 is the loss alone.
-      argnums: which positional arguments θ is made of, as for `jax.grad`: pytrees of floats.
-      has_aux: as for `jax.grad`; the second result is handed on.
+      loss_fn: returns a scalar, or (scalar, auxiliary data) with has_aux.
+      coefficient: λ ≥ 0, a scalar; it may be traced, for a schedule. λ = 0 leaves the loss alone.
+      argnums: the positional arguments that form θ, as for `jax.grad`: pytrees of floats.
+      has_aux: as for `jax.grad`; the auxiliary data are returned unchanged.
 
     Returns:
-      A function of the same arguments as loss_fn, with results like its: the sum has the dtype of
-      the loss. NaN for a traced λ < 0.
+      A function with the arguments and results of loss_fn, in the dtype of its loss. NaN for a
+      traced λ < 0.
 
     Raises:
       ValueError: λ is not a scalar; a concrete λ that is negative or not finite.
-      TypeError: λ is not a number. What `jax.grad` raises for loss_fn: a result that is no scalar,
-        parameters that are not floats.
+      TypeError: λ is not a number; and all that `jax.grad` raises for loss_fn, for example for a
+        result that is not a scalar or parameters that are not floats.
 
     Residuals:
-      What loss_fn and its gradient save.
+      Those of loss_fn and of its gradient.
 
     Example:
       >>> import jax, jax.numpy as jnp, jxent
@@ -86,7 +86,7 @@ def gradient_penalty(
     value_and_grad = jax.value_and_grad(loss_fn, argnums=argnums, has_aux=has_aux)
 
     @wraps(loss_fn)
-    def penalised(*args: Any, **kwargs: Any) -> Any:
+    def penalized_loss_fn(*args: Any, **kwargs: Any) -> Any:
         out, gradient = value_and_grad(*args, **kwargs)
         loss, *aux = out if has_aux else (out,)
         loss = jnp.asarray(loss)
@@ -95,35 +95,35 @@ def gradient_penalty(
         total = loss.astype(wide) + multiply_no_nan(by, _squared_norm(gradient, wide))
         return (total.astype(loss.dtype), *aux) if has_aux else total.astype(loss.dtype)
 
-    return penalised
+    return penalized_loss_fn
 
 
 @_check.keywords
 def confidence_penalty(
     logits: ArrayLike, *, threshold: ArrayLike | None = None, where: ArrayLike | None = None
 ) -> jax.Array:
-    """−H(p) of each row, p = softmax(z): what is added, β times, to a loss that is too sure.
+    """Compute the negative entropy −H(p) of each row, p = softmax(z), a penalty on confidence.
 
         penalty = −H(p)                       ∂/∂z_v = p_v (log p_v + H)
-        penalty = max(0, Γ − H(p))            with a threshold Γ: only of rows surer than that
+        penalty = max(0, Γ − H(p))            with a threshold Γ: only rows with H(p) < Γ
 
-    cross_entropy(logits, labels) + β confidence_penalty(logits).mean() is the paper's loss. Label
-    smoothing draws the model towards the uniform distribution by KL(u‖p), this by KL(p‖u).
+    The paper's loss is cross_entropy(logits, labels) + β confidence_penalty(logits).mean(). It
+    pulls the model towards the uniform distribution u by KL(p‖u), label smoothing does by KL(u‖p).
 
-    Of a large vocabulary, without its logits: -linear_log_probs(hidden, head, labels).entropy.
+    For a large vocabulary, without logits: -linear_log_probs(hidden, head, labels).entropy.
 
     Args:
-      logits: z `[*n, V]`, floating point. −∞ is an impossible class and counts 0.
+      logits: z `[*n, V]`, floating point. A class with −∞ is impossible and contributes 0.
       threshold: Γ in nats, a scalar; it may be traced.
       where: boolean `[*n]`: rows to keep. Dropped rows are exactly 0, whatever they hold.
 
     Returns:
-      `[*n]` in nats, float32 (float64 for float64 logits): from −log V to 0, with a threshold from
-      0 to Γ. NaN, gradient too, in a row with NaN or +∞, or with −∞ only.
+      `[*n]` in nats, float32 (float64 for float64 logits): from −log V to 0, or from 0 to Γ with a
+      threshold. NaN, gradient too, for a row with NaN or +∞, or with only −∞.
 
     Raises:
-      ValueError: no classes; where of another shape; a threshold that is not a scalar.
-      TypeError: logits that are not floating point, a where that is not boolean.
+      ValueError: no classes; a `where` of another shape; a threshold that is not a scalar.
+      TypeError: logits that are not floating point; a `where` that is not boolean.
 
     Residuals:
       The arguments.
@@ -151,7 +151,7 @@ def confidence_penalty(
 
 
 def _squared_norm(tree: Any, dtype: Any) -> Array:
-    """Σ |g|² over all leaves."""
+    """Sum |g|² over all leaves."""
     squares = [jnp.sum(jnp.square(jnp.abs(g).astype(dtype))) for g in jax.tree.leaves(tree)]
     return sum(squares, start=jnp.zeros((), dtype))
 
@@ -160,7 +160,7 @@ def _squared_norm(tree: Any, dtype: Any) -> Array:
 def _confidence_penalty(z: Logits, threshold: Array | None, kept: RowMask | None) -> PerRow:
     @partial(jax.checkpoint, prevent_cse=False)
     def rows(z: Logits, threshold: Array | None, kept: RowMask | None) -> PerRow:
-        # Before the entropy, so that nothing comes back from what a dropped row holds.
+        # Masked before the entropy: NaN in a dropped row would pass through its gradient.
         z = z if kept is None else jnp.where(kept[..., None], z, 0)
         penalty = 0 - softmax_entropy(z)
         if threshold is not None:

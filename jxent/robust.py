@@ -1,16 +1,16 @@
-"""Some labels are wrong: losses that a row can only cost so much in, or that ask less of it.
+"""Losses for noisy labels: bounded for each row, or less sensitive to confident disagreement.
 
 With p = softmax(z), nll = −log p_y and targets t (e_y for a label y):
 
     generalized    (1 − p_y^q)/q = (1 − e^(−q nll))/q       q → 0: nll,  q = 1: 1 − p_y, at most 1/q
     symmetric      α H(t, p) + β H(p, t),  log 0 := A       for a label α nll + β |A| (1 − p_y)
 
-and for yes-or-no questions, p = σ(x), where most answers are no and some of those are wrong:
+and for binary labels, p = σ(x), most of them negative and some of those wrong:
 
     asymmetric     −y (1 − p)^γ₊ log p − (1 − y) u^γ₋ log(1 − u)        u = max(p − m, 0)
 
-The first is a function of nll alone, so it keeps the digits of confident rows.  In the last, u is
-not a difference: where p > m it is (1 − m) σ(x) (1 − e^(x₀−x)), x₀ being where σ(x₀) = m.
+The first is a function of nll alone, so it is as accurate for confident rows as nll.  In the last,
+u is not computed as a difference: where p > m it is (1 − m) σ(x) (1 − e^(x₀−x)), with σ(x₀) = m.
 """
 
 from __future__ import annotations
@@ -26,35 +26,28 @@ from jaxtyping import Array, Bool
 from jxent import _check
 from jxent._compat import vary_alike
 from jxent._core import elementwise, row_terms
-from jxent._core.elementwise import Each
+from jxent._core.elementwise import ElementwiseLoss, elementwise_losses, in_unit_interval
 from jxent._core.log_softmax import loss_dtype, pin_half_precision
-from jxent._core.row_losses import (
-    as_distributions,
-    classes_last,
-    row_losses_of_nll,
-    softmax_inputs,
-)
-from jxent._core.safe_math import multiply_no_nan, propagate_nan
+from jxent._core.row_losses import row_losses_of_nll, softmax_inputs
+from jxent._core.safe_math import multiply_no_nan, propagate_nan, zero_unless
+from jxent._core.targets import is_labels
 from jxent._core.weighting import RowInputs, class_weight
-from jxent._losses.sigmoid import focal
+from jxent._losses.sigmoid import binary_focal
 from jxent._typing import (
     ArrayLike,
     Axes,
     AxisNames,
-    ClassMask,
-    ClassWeights,
-    Distribution,
     Logits,
+    PerEntry,
     PerRow,
     ReductionKind,
-    RowMask,
     Scalar,
 )
 
 __all__ = ["generalized_cross_entropy", "symmetric_cross_entropy", "asymmetric_loss"]
 
-# Up to here ∂/∂q and −log(1 − u) are their series, of enough terms for float64.
-_NEAR, _SMALL, _TERMS = 0.5, 0.1, 17
+# Below these u, ∂/∂q and −log(1 − u) are computed by their series, with terms enough for float64.
+_BY_Q_SERIES_BELOW, _LOG_SERIES_BELOW, _POWER_SERIES_TERMS = 0.5, 0.1, 17
 
 
 @_check.keywords
@@ -67,16 +60,16 @@ def generalized_cross_entropy(
     where: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """(1 − p_y^q)/q of each row: between cross-entropy (q = 0) and mean absolute error (q = 1).
+    """Compute (1 − p_y^q)/q of each row, from cross-entropy (q = 0) to mean absolute error (q = 1).
 
         loss = c_y (1 − e^(−q nll_y))/q                    for a label y
         loss = Σ_v t_v c_v (1 − e^(−q nll_v))/q            for a distribution t
         ∂/∂nll = p^q
 
-    A row costs at most 1/q, and pulls with p^q of what it does in cross-entropy: what the model
-    holds impossible, as it does a wrong label, is let go.
+    The loss of a row is at most 1/q, and its gradient is p^q times that of cross-entropy: it
+    vanishes for a label that the model holds impossible, as it does most wrong labels.
 
-    Of a large vocabulary the same comes from the row losses of `linear_cross_entropy`, taken with
+    For a large vocabulary compute it from the row losses of `linear_cross_entropy` with
     reduction="none": -jnp.expm1(-q * rows) / q.
 
     Args:
@@ -86,8 +79,8 @@ def generalized_cross_entropy(
       axis, where, class_weights: as in `softmax_cross_entropy_with_integer_labels`.
 
     Returns:
-      `[*n]`, float32 (float64 for float64 logits); nats for q = 0, and as q grows less and less
-      so. NaN, gradient too, for a traced q outside [0, 1].
+      `[*n]`, float32 (float64 for float64 logits); in nats only for q = 0. NaN, gradient too, for a
+      traced q outside [0, 1].
 
     Raises:
       TypeError, ValueError: as `cross_entropy`; a concrete q outside [0, 1].
@@ -125,23 +118,23 @@ def symmetric_cross_entropy(
     where: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """α H(t, p) + β H(p, t) of each row: cross-entropy both ways, with A for log 0 in the second.
+    """Compute the symmetric cross-entropy α H(t, p) + β H(p, t) of each row, with A for log 0.
 
         loss = c_y (α nll_y + β |A| (1 − p_y))                             for a label y
         loss = α Σ_v c_v t_v nll_v + β c̄ Σ_v p_v min(−log t_v, −A)         for a distribution t
 
-    c̄ = Σ_v c_v t_v / Σ_v t_v is the row's average class weight, so that a label and its one-hot
-    row cost the same.
+    c̄ = Σ_v c_v t_v / Σ_v t_v is the row's average class weight, by which a label and its one-hot
+    row have the same loss.
 
-    Seen from the labels, a model that is sure of another class may well be right: the second term
-    is bounded, as mean absolute error is.
+    The second term is bounded like mean absolute error, so that a wrong label, from which the model
+    disagrees with confidence, has a limited effect.
 
     Args:
       logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
       labels: integers `[*n]`, or distributions or one-hot integers of the logits' shape.
       alpha: α ≥ 0, a scalar; it may be traced.
       beta: β ≥ 0, likewise.
-      log_zero: A ≤ 0, what stands for log 0, static.
+      log_zero: A ≤ 0, which replaces log 0; static.
       axis, where, class_weights: as in `softmax_cross_entropy_with_integer_labels`.
 
     Returns:
@@ -172,15 +165,10 @@ def symmetric_cross_entropy(
     _check.finite_nonnegative(fn, "beta", beta)
     A = _check.log_of_zero(fn, log_zero)
     a, b = _check.scalar(fn, "alpha", alpha), _check.scalar(fn, "beta", beta)
-    z, rows_of = classes_last(fn, logits, axis)
-    if _check.shape_of(labels) == z.shape[:-1]:
-        weights = {"alpha": a, "beta": -A * b}
-        z, rows = softmax_inputs(fn, logits, labels, axis, where, class_weights)
-        return row_losses_of_nll(fn, _both_ways, z, rows, weights)
-    kept, mask = _check.where(fn, rows_of(where), z.shape)
-    t = as_distributions(fn, labels, z, rows_of)
-    c = _check.weights(fn, "class_weights", class_weights, z.shape[-1:])
-    return _both_ways_softly(z, t, kept, mask, c, a, b, log_zero=A)
+    z, rows = softmax_inputs(fn, logits, labels, axis, where, class_weights)
+    if is_labels(rows.targets):
+        return row_losses_of_nll(fn, _symmetric_of_labels, z, rows, {"alpha": a, "beta": -A * b})
+    return _symmetric_of_distributions(z, rows, a, b, log_zero=A)
 
 
 @_check.keywords
@@ -197,16 +185,16 @@ def asymmetric_loss(
     normalizer: ArrayLike | None = None,
     axis_name: AxisNames | None = None,
 ) -> jax.Array:
-    """A focal loss of many yes-or-no questions, most answered no, for every logit x with label y.
+    """Compute the asymmetric focal loss of each logit x with its label y, in nats.
 
         loss = −y (1 − p)^γ₊ log p − (1 − y) u^γ₋ log(1 − u)          p = σ(x), u = max(p − m, 0)
 
-    Easy noes count less by γ₋, those below the margin m nothing at all, and a no of which the model
-    is sure that it is a yes, as of a label that someone forgot, little again in its slope. With
-    m = 0 and γ₊ = γ₋ it is `sigmoid_focal_loss`.
+    It is made for many labels of which most are negative: easy negatives (small p) count less the
+    larger γ₋ is, and not at all below the margin m. Where p is near 1, as for a positive label that
+    was left out, the gradient is small again. With m = 0 and γ₊ = γ₋ it is `sigmoid_focal_loss`.
 
     Args:
-      logits: x, log-odds of "yes", any shape: `[N, V]` for V labels of each row.
+      logits: x, the log-odds of the positive class, any shape: `[N, V]` for V labels of each row.
       labels: y in [0, 1], boolean, integer or floating: the logits' shape, or one for all.
       gamma_pos: γ₊ ≥ 0 and finite: one number, one for each entry of the last axis, or the logits'
         shape.
@@ -215,14 +203,14 @@ def asymmetric_loss(
       where, row_weights, reduction, normalizer, axis_name: as in `sigmoid_binary_cross_entropy`.
 
     Returns:
-      The loss of each logit in nats, in the logits' shape, or with a reduction a scalar: float32,
-      float64 for float64 logits. NaN, gradient too, where the logit is NaN, or (when traced)
-      y, γ₊ or γ₋ is out of range.
+      The loss of each logit in nats, in the logits' shape, or a scalar with a reduction: float32,
+      float64 for float64 logits. NaN, gradient too, where the logit is NaN, or where a traced y,
+      γ₊ or γ₋ is out of range.
 
     Raises:
-      ValueError: for a shape that is none of these, a concrete label outside [0, 1], a concrete
-        γ that is negative or not finite, m outside [0, 1).
-      TypeError: for logits that are not floating, a traced m, or other arguments that are not
+      ValueError: a shape other than those above; a concrete label outside [0, 1]; a concrete γ that
+        is negative or not finite; m outside [0, 1).
+      TypeError: logits that are not floating point; a traced m; other arguments that are not
         numbers.
 
     Residuals:
@@ -241,23 +229,26 @@ def asymmetric_loss(
     """
     fn = "asymmetric_loss"
     x = _check.floats(fn, "logits", logits)
-    which = elementwise.chosen(fn, x.shape, where, row_weights, reduction, normalizer, axis_name)
-    y = _check.binary_labels(fn, labels, x.shape, which.kept)
+    options = elementwise.check_options(
+        fn, x.shape, where, row_weights, reduction, normalizer, axis_name
+    )
+    y = _check.binary_labels(fn, labels, x.shape, options.kept)
     gammas = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg}
     for name, gamma in gammas.items():
         _check.finite_nonnegative(fn, name, gamma)
     parameters = tuple(_check.per_logit(fn, name, a, x.shape) for name, a in gammas.items())
     m = _check.below_one(fn, "clip", clip)
-    return elementwise.losses(fn, _asymmetric, _focusing, (m,), x, y, parameters, which)
+    loss = ElementwiseLoss(fn, _asymmetric, _valid_gammas, (m,))
+    return elementwise_losses(loss, x, y, parameters, options)
 
 
 def _generalized(nll: Array, q: Scalar) -> Array:
-    return _box_cox(nll, jnp.where((q >= 0) & (q <= 1), q, jnp.nan))
+    return _box_cox(nll, jnp.where(in_unit_interval(q), q, jnp.nan))
 
 
 @jax.custom_jvp
 def _box_cox(nll: Array, q: Scalar) -> Array:
-    """(1 − e^(−q nll))/q, for a small exponent nll (1 − q nll/2)."""
+    """Compute (1 − e^(−q nll))/q, by its series nll (1 − q nll/2) where q nll is tiny."""
     u = q * jnp.where((q == 0) & jnp.isinf(nll), 0, nll)
     small = u < jnp.finfo(nll.dtype).eps
     return jnp.where(small, nll * (1 - u / 2), -jnp.expm1(-u) / jnp.where(q == 0, 1, q))
@@ -268,122 +259,118 @@ def _box_cox_jvp(primals, tangents):
     out = _box_cox(nll, q)
     out_dot = jnp.zeros_like(out)
     if not isinstance(nll_dot, SymbolicZero):
-        out_dot = out_dot + _power(nll, q) * nll_dot
+        out_dot = out_dot + _p_to_q(nll, q) * nll_dot
     if not isinstance(q_dot, SymbolicZero):
-        out_dot = out_dot + _by_q(nll, q) * q_dot
+        out_dot = out_dot + _box_cox_by_q(nll, q) * q_dot
     return out, out_dot
 
 
 _box_cox.defjvp(_box_cox_jvp, symbolic_zeros=True)
 
 
-def _finite(nll: Array) -> Array:
+def _zero_if_infinite(nll: Array) -> Array:
     return jnp.where(jnp.isinf(nll), 0, nll)
 
 
-def _power(nll: Array, q: Scalar) -> Array:
-    """∂/∂nll = e^(−q nll) = p^q, whose derivatives at p = 0 are 0."""
-    return jnp.where(jnp.isinf(nll) & (q > 0), 0, jnp.exp(-q * _finite(nll)))
+def _p_to_q(nll: Array, q: Scalar) -> Array:
+    """Compute ∂/∂nll = e^(−q nll) = p^q, whose derivatives at p = 0 are 0."""
+    return jnp.where(jnp.isinf(nll) & (q > 0), 0, jnp.exp(-q * _zero_if_infinite(nll)))
 
 
-def _by_q(nll: Array, q: Scalar) -> Array:
-    """∂/∂q = (nll p^q − loss)/q, for a small u = q nll −nll² (1/2 − u/3 + u²/8 − …)."""
-    u, certain = q * _finite(nll), jnp.isinf(nll)
-    small = ~certain & (u < _NEAR)
+def _box_cox_by_q(nll: Array, q: Scalar) -> Array:
+    """Compute ∂/∂q = (nll p^q − loss)/q, by −nll² (1/2 − u/3 + u²/8 − …) for small u = q nll."""
+    u, impossible = q * _zero_if_infinite(nll), jnp.isinf(nll)
+    small = ~impossible & (u < _BY_Q_SERIES_BELOW)
     v, series = jnp.where(small, u, 0), jnp.zeros_like(u)
-    for k in reversed(range(_TERMS)):
+    for k in reversed(range(_POWER_SERIES_TERMS)):
         series = (-1) ** k * (k + 1) / math.factorial(k + 2) + v * series
-    far = (_finite(nll) * _power(nll, q) - _box_cox(nll, q)) / jnp.where(q == 0, 1, q)
-    # −∞ is told as the largest number, so that 0·∞ is 0 after it.
+    far = (_zero_if_infinite(nll) * _p_to_q(nll, q) - _box_cox(nll, q)) / jnp.where(q == 0, 1, q)
+    # −∞ is replaced by the largest negative number, so that 0 times it is 0.
     far = jnp.maximum(far, -jnp.finfo(nll.dtype).max)
     return jnp.where(small, -jnp.square(jnp.where(small, nll, 0)) * series, far)
 
 
-def _weighed(w: Scalar, x: Array) -> Array:
-    """w x, 0 where w = 0, NaN for a w below 0."""
+def _multiply_nonnegative(w: Scalar, x: Array) -> Array:
+    """Multiply w·x, 0 where w = 0, NaN for w < 0."""
     w = jnp.where(w >= 0, w, jnp.nan).astype(x.dtype)
     return multiply_no_nan(jnp.broadcast_to(w, x.shape), x)
 
 
-def _both_ways(nll: Array, alpha: Scalar, beta: Scalar) -> Array:
-    """α nll + β |A| (1 − p), the last two as one."""
-    return _weighed(alpha, nll) + _weighed(beta, -jnp.expm1(-nll)) + propagate_nan(nll)
+def _symmetric_of_labels(nll: Array, alpha: Scalar, beta: Scalar) -> Array:
+    """Compute α nll + β (1 − p), where β includes |A|."""
+    return (
+        _multiply_nonnegative(alpha, nll)
+        + _multiply_nonnegative(beta, -jnp.expm1(-nll))
+        + propagate_nan(nll)
+    )
 
 
 @partial(jax.jit, static_argnames=("log_zero",), inline=True)
-def _both_ways_softly(
-    z: Logits,
-    t: Distribution,
-    kept: RowMask | None,
-    mask: ClassMask | None,
-    class_weights: ClassWeights | None,
-    alpha: Scalar,
-    beta: Scalar,
-    *,
-    log_zero: float,
+def _symmetric_of_distributions(
+    z: Logits, rows: RowInputs, alpha: Scalar, beta: Scalar, *, log_zero: float
 ) -> PerRow:
-    """α Σ_v c_v t_v nll_v + β c̄ Σ_v p_v min(−log t_v, −A)."""
+    """Compute α Σ_v c_v t_v nll_v + β c̄ Σ_v p_v min(−log t_v, −A)."""
     dtype = loss_dtype(z.dtype)
 
     @row_terms.rematerialized
-    def losses(
-        z: Logits,
-        t: Distribution,
-        kept: RowMask | None,
-        mask: ClassMask | None,
-        c: ClassWeights | None,
-        *by: Scalar,
-    ) -> PerRow:
+    def losses(z: Logits, rows: RowInputs, alpha: Scalar, beta: Scalar) -> PerRow:
+        t, kept, mask, c, _ = rows
         c = None if c is None else c.astype(dtype)
         average = class_weight(RowInputs(t, kept, mask, c))
         given = vary_alike(pin_half_precision(z).astype(dtype), t, c, mask, kept)
         forward = row_terms.row_terms(row_terms.TermOptions(), *given).nll
         t, nll = row_terms.weighted_targets_and_nll(given[0], given[1], None, *given[3:])
         known = t > math.exp(log_zero)
-        surprise = jnp.where(known, -jnp.log(jnp.where(known, t, 1)), -log_zero)
-        backward = jnp.sum(jnp.exp(-nll) * surprise, axis=-1)
-        backward = backward if kept is None else jnp.where(kept, backward, 0)
+        surprisal = jnp.where(known, -jnp.log(jnp.where(known, t, 1)), -log_zero)
+        backward = jnp.sum(jnp.exp(-nll) * surprisal, axis=-1)
+        backward = zero_unless(kept, backward)
         backward = backward if average is None else multiply_no_nan(average, backward)
-        both = _weighed(by[0], forward) + _weighed(by[1], backward)
+        both = _multiply_nonnegative(alpha, forward) + _multiply_nonnegative(beta, backward)
         return both + propagate_nan(forward, backward)
 
-    return losses(z, t, kept, mask, class_weights, alpha, beta)
+    return losses(z, rows, alpha, beta)
 
 
-def _focusing(pos: Each, neg: Each) -> Bool[Array, "*s"]:
+def _valid_gammas(pos: PerEntry, neg: PerEntry) -> Bool[Array, "*s"]:
     return (pos >= 0) & (pos < jnp.inf) & (neg >= 0) & (neg < jnp.inf)
 
 
-def _asymmetric(m: float, x: Each, y: Each, pos: Each, neg: Each) -> Each:
-    yes = focal(x, jnp.ones_like(x), None, pos)
-    no = _shifted(m, x, neg) if m else focal(x, jnp.zeros_like(x), None, neg)
+def _asymmetric(
+    m: float, x: PerEntry, y: PerEntry, gamma_pos: PerEntry, gamma_neg: PerEntry
+) -> PerEntry:
+    yes = binary_focal(x, jnp.ones_like(x), None, gamma_pos)
+    if m:
+        no = _shifted_negative(m, x, gamma_neg)
+    else:
+        no = binary_focal(x, jnp.zeros_like(x), None, gamma_neg)
     return multiply_no_nan(y, yes) + multiply_no_nan(1 - y, no)
 
 
-def _shifted(m: float, x: Each, gamma: Each) -> Each:
-    """−u^γ log(1 − u) where u > 0, in 0 derivatives where not."""
+def _shifted_negative(m: float, x: PerEntry, gamma: PerEntry) -> PerEntry:
+    """Compute −u^γ log(1 − u) where u > 0; elsewhere 0, with derivatives of 0."""
     x0 = math.log(m) - math.log1p(-m)
     outside = x <= x0
-    u, rest = _beyond(m, jnp.where(outside, x0 + 1, x))
-    small = u < _SMALL
-    v, series = jnp.where(small, u, _SMALL), jnp.zeros_like(u)
-    for k in reversed(range(_TERMS)):
+    u, rest = _shifted_probability(m, jnp.where(outside, x0 + 1, x))
+    limit = _LOG_SERIES_BELOW
+    small = u < limit
+    v, series = jnp.where(small, u, limit), jnp.zeros_like(u)
+    for k in reversed(range(_POWER_SERIES_TERMS)):
         series = 1 / (k + 1) + v * series
     near = v ** (gamma + 1) * series
-    far = jnp.where(small, _SMALL, u) ** gamma * -jnp.log(jnp.where(small, 1 - _SMALL, rest))
+    far = jnp.where(small, limit, u) ** gamma * -jnp.log(jnp.where(small, 1 - limit, rest))
     return jnp.where(outside, 0, jnp.where(small, near, far))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _beyond(m: float, x: Each) -> tuple[Each, Each]:
-    """u = σ(x) − m, not taken as a difference, and 1 − u, for x > x₀."""
+def _shifted_probability(m: float, x: PerEntry) -> tuple[PerEntry, PerEntry]:
+    """Compute u = σ(x) − m, not as a difference, and 1 − u, for x > x₀."""
     x0 = math.log(m) - math.log1p(-m)
     u = (1 - m) * jax.nn.sigmoid(x) * -jnp.expm1(x0 - x)
     return u, m + jax.nn.sigmoid(-x)
 
 
-@_beyond.defjvp
-def _beyond_jvp(m, primals, tangents):
+@_shifted_probability.defjvp
+def _shifted_probability_jvp(m, primals, tangents):
     (x,), (x_dot,) = primals, tangents
     u_dot = jax.nn.sigmoid(x) * jax.nn.sigmoid(-x) * x_dot
-    return _beyond(m, x), (u_dot, -u_dot)
+    return _shifted_probability(m, x), (u_dot, -u_dot)

@@ -1,4 +1,4 @@
-"""Checks for your own losses: gradients against a reference, bad labels found under jit."""
+"""Checks for your own losses: compare gradients with a reference, find bad labels under jit."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ def assert_gradients_match(
     directions: int = 4,
     seed: int = 0,
 ) -> None:
-    """Assert that fn's own gradient is that of a plain reference, and of fn itself.
+    """Assert that the gradient of fn matches a plain reference and finite differences of fn.
 
-        ∇fn(x) ≈ jax.grad(reference)(x)                       in the dtype given
+        ∇fn(x) ≈ jax.grad(reference)(x)                       in the dtypes of the arguments
         ∇fn(x)·d ≈ (fn(x + h d) − fn(x − h d)) / 2h           in float64, h = ε^(1/3)·scale
 
-    The first compares the custom rule with JAX's differentiation of the textbook formula, the
-    second with the values of fn, so that a mistake common to rule and reference is found too.
+    The first line compares a custom derivative rule with JAX's derivative of the textbook formula,
+    the second with values of fn: it finds mistakes that the rule and the reference have in common.
 
     Args:
       fn: a function of arrays, with a custom gradient. Its outputs are summed.
       reference: the same function in plain `jax.numpy`.
-      *args: arguments of both; gradients are taken for those that hold floating-point arrays only.
-      rtol, atol: tolerances of the first comparison, and of the values. A tolerance so wide that
-        a gradient of zero would pass is refused.
-      directions: how many random directions d the second comparison takes.
-      seed: of the directions.
+      *args: arguments of both; gradients are taken by those that hold only floating-point arrays.
+      rtol, atol: tolerances of the first comparison, and of the values. An atol so large that a
+        gradient of zero would pass is an AssertionError.
+      directions: the number of random directions d of the second comparison.
+      seed: the seed of the directions.
 
     Raises:
-      AssertionError: from `chex.assert_trees_all_close`, naming the first leaf that differs; or the
-        tolerance is refused.
+      AssertionError: values or gradients differ (`chex.assert_trees_all_close` names the first leaf
+        that does), or atol is too large.
       ValueError: there is nothing to differentiate.
 
     Example:
@@ -67,38 +67,39 @@ def assert_gradients_match(
     """
     import chex  # where it is used: `import jxent` is quicker without it
 
-    moving = [i for i, arg in enumerate(args) if _differentiable(arg)]
-    if not moving:
+    differentiated = [i for i, arg in enumerate(args) if _is_differentiable(arg)]
+    if not differentiated:
         raise ValueError(
             "assert_gradients_match: no argument holds floating-point arrays only, so there is "
             "nothing to differentiate"
         )
 
-    def of(f: Callable[..., Any], moved: list[Any], rest: tuple[Any, ...]) -> jax.Array:
-        full = list(rest)
-        for i, value in zip(moving, moved, strict=True):
+    def summed(f: Callable[..., Any], at: list[Any]) -> jax.Array:
+        full = list(args)
+        for i, value in zip(differentiated, at, strict=True):
             full[i] = value
         return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(f(*full))), start=jnp.zeros(()))
 
-    start = [jax.tree.map(jnp.asarray, args[i]) for i in moving]
-    value, ours = jax.value_and_grad(lambda moved: of(fn, moved, args))(start)
-    plain, theirs = jax.value_and_grad(lambda moved: of(reference, moved, args))(start)
-    chex.assert_trees_all_close(value, plain, rtol=rtol, atol=atol)
-    _refuse_vacuous(theirs, atol)
-    chex.assert_trees_all_equal_dtypes(ours, start)
-    chex.assert_trees_all_close(ours, theirs, rtol=rtol, atol=atol)
+    evaluate = functools.partial(summed, fn)
+    at = [jax.tree.map(jnp.asarray, args[i]) for i in differentiated]
+    value, gradient = jax.value_and_grad(evaluate)(at)
+    expected_value, expected = jax.value_and_grad(functools.partial(summed, reference))(at)
+    chex.assert_trees_all_close(value, expected_value, rtol=rtol, atol=atol)
+    _assert_atol_tells_from_zero(expected, atol)
+    chex.assert_trees_all_equal_dtypes(gradient, at)
+    chex.assert_trees_all_close(gradient, expected, rtol=rtol, atol=atol)
 
     with _compat.enable_x64():
-        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), start)
-        gradient = jax.jit(jax.grad(lambda moved: of(fn, moved, args)))(wide)
-        evaluate = jax.jit(lambda moved: of(fn, moved, args))
+        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), at)
+        gradient = jax.jit(jax.grad(evaluate))(wide)
+        jitted = jax.jit(evaluate)
         rng = np.random.default_rng(seed)
         for _ in range(directions):
             d = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape)), wide)
-            _assert_slope(evaluate, wide, gradient, d)
+            _assert_directional_derivative(jitted, wide, gradient, d)
 
 
-def _differentiable(arg: Any) -> bool:
+def _is_differentiable(arg: Any) -> bool:
     leaves = jax.tree.leaves(arg)
     return bool(leaves) and all(
         jnp.issubdtype(np.asarray(x).dtype if np.isscalar(x) else x.dtype, jnp.floating)
@@ -106,7 +107,7 @@ def _differentiable(arg: Any) -> bool:
     )
 
 
-def _refuse_vacuous(gradient: Any, atol: float) -> None:
+def _assert_atol_tells_from_zero(gradient: Any, atol: float) -> None:
     largest = max(float(jnp.max(jnp.abs(x), initial=0)) for x in jax.tree.leaves(gradient))
     if 0 < largest <= 10 * atol:
         raise AssertionError(
@@ -115,7 +116,9 @@ def _refuse_vacuous(gradient: Any, atol: float) -> None:
         )
 
 
-def _assert_slope(evaluate: Callable[[Any], jax.Array], at: Any, gradient: Any, d: Any) -> None:
+def _assert_directional_derivative(
+    evaluate: Callable[[Any], jax.Array], at: Any, gradient: Any, d: Any
+) -> None:
     import chex
 
     h = _STEP * max(1.0, *(float(jnp.max(jnp.abs(x), initial=0)) for x in jax.tree.leaves(at)))
@@ -134,14 +137,14 @@ def _assert_slope(evaluate: Callable[[Any], jax.Array], at: Any, gradient: Any, 
 
 @_check.keywords
 def checked(fn: Callable[P, R]) -> Callable[P, R]:
-    """fn, raising where jit alone can only give NaN.
+    """Return fn with checks of traced values, which raise where jit alone can only return NaN.
 
-    A label outside [0, V) that reaches a jxent loss inside fn raises and is named by its position.
-    Where checkify loses the check (a scan that is differentiated inside fn), NaN among the results
-    still raises, its place unknown.
+    A label outside [0, V) that reaches a jxent loss inside fn raises an error with its position. In
+    a scan that is differentiated inside fn, checkify loses these checks: there only NaN among the
+    results raises, without a position.
 
-    For debugging: fn is traced apart from its ordinary self, and every call waits for its result.
-    Differentiate inside fn, not through `checked`.
+    For debugging: fn is traced separately from its uses elsewhere, and every call waits for its
+    result. Differentiate inside fn, not through `checked`.
 
     Args:
       fn: a function of arrays that calls jxent losses, itself jitted or not.
@@ -155,7 +158,7 @@ def checked(fn: Callable[P, R]) -> Callable[P, R]:
     Example:
       >>> import jax, jax.numpy as jnp, jxent
       >>> step = jax.jit(jax.value_and_grad(jxent.cross_entropy))
-      >>> loss, grad = step(jnp.zeros((2, 3)), jnp.array([0, 7]))   # NaN, and no word of why
+      >>> loss, grad = step(jnp.zeros((2, 3)), jnp.array([0, 7]))   # NaN, without a reason
       >>> try:
       ...     jxent.testing.checked(step)(jnp.zeros((2, 3)), jnp.array([0, 7]))
       ... except ValueError as error:

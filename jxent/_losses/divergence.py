@@ -1,4 +1,4 @@
-"""Kullback–Leibler divergence: what a row of log-predictions q costs beyond its targets t, in nats.
+"""Kullback–Leibler divergence of log-predictions q from targets t, of each row, in nats.
 
     KL = Σ_v t_v (log t_v − q_v)        ∂/∂q_v = −t_v        ∂/∂t_v = log t_v + 1 − q_v
 
@@ -6,16 +6,16 @@ With targets in log space, r = log t,
 
     KL = Σ_v e^r_v (r_v − q_v)          ∂/∂q_v = −e^r_v      ∂/∂r_v = e^r_v (r_v − q_v + 1)
 
-0·log 0 is 0, and 0·∞ is 0: what has no mass costs nothing, whatever was predicted for it.  A slope
-of ±∞ is told as the largest number, so that 0·∞ is 0 after it.  Between the passes only the inputs
-are kept.
+0·log 0 = 0·∞ = 0: a class without mass contributes nothing, whatever its prediction.  Derivatives
+of ±∞ are replaced by the largest finite numbers, so that 0 times them is 0.  Only the inputs are
+saved between the passes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,8 @@ from jaxtyping import Array, Bool, Float
 
 from jxent import _check
 from jxent._compat import vary_alike
-from jxent._typing import ArrayLike, Axes
-
-Each = Float[Array, "*s"]  # one number for each class of each row
-Tangents = tuple[Any, ...]
+from jxent._core.safe_math import clip_infinite
+from jxent._typing import ArrayLike, Axes, PerEntry, Tangents
 
 
 @_check.keywords
@@ -38,26 +36,28 @@ def kl_divergence(
     axis: Axes = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Σ_v t_v (log t_v − q_v), the divergence of a prediction e^q from a target t, of each row.
+    """Compute the divergence KL(t‖e^q) of log-predictions q from targets t, of each row, in nats.
 
-    Neither has to sum to 1. Classes with t_v = 0 contribute 0, also where q_v = −∞; mass on an
-    impossible class is ∞, with a finite gradient −t_v by q_v.
+        KL = Σ_v t_v (log t_v − q_v)        ∂/∂q_v = −t_v        ∂/∂t_v = log t_v + 1 − q_v
+
+    Neither t nor e^q has to sum to 1. Classes with t_v = 0 contribute 0, also where q_v = −∞. Where
+    t_v > 0 and q_v = −∞ the loss is ∞, and the gradient −t_v by q_v is finite.
 
     Args:
       log_predictions: q, log-probabilities (`jax.nn.log_softmax` of logits), any shape, floating.
       targets: t ≥ 0, floating, of the same shape; or, when `axis` is the last, `[V]` for all rows.
       axis: the axis or axes of the classes; None for all.
-      where: boolean, what to keep: rows (the shape without `axis`) or classes (the whole shape).
-        What is dropped contributes 0 to loss and gradients, whatever it holds.
+      where: boolean mask, True keeps: rows (the shape without `axis`) or single classes (the whole
+        shape). Dropped entries contribute 0 to loss and gradients, whatever they hold.
 
     Returns:
       The divergence of each row in nats, in the shape without `axis`: float32, float64 for float64
-      predictions. A row is NaN, gradient too, where a kept q is NaN or +∞, a kept t is NaN or ∞,
-      or (when traced) negative.
+      predictions. A row is NaN, gradient too, if a kept q is NaN or +∞, if a kept t is NaN or ∞, or
+      if a kept traced t is negative.
 
     Raises:
-      ValueError: for another shape, a concrete negative target, or no classes.
-      TypeError: for predictions or targets that are not floating, a `where` that is not boolean.
+      ValueError: shapes that do not match; a concrete negative target; no classes.
+      TypeError: predictions or targets that are not floating; a `where` that is not boolean.
 
     Residuals:
       The arguments.
@@ -73,7 +73,7 @@ def kl_divergence(
       Kullback and Leibler, On Information and Sufficiency, 1951.
     """
     fn = "kl_divergence"
-    q, t, counts, axes = _checked(fn, log_predictions, "targets", targets, axis, where)
+    q, t, counts, axes = _check_arguments(fn, log_predictions, "targets", targets, axis, where)
     _check.nonnegative_where(fn, "targets", targets, counts)
     return _kl_divergence(q, t, counts, axes=axes)
 
@@ -85,25 +85,27 @@ def kl_divergence_with_log_targets(
     axis: Axes = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Σ_v e^r_v (r_v − q_v), the divergence of a prediction e^q from a target e^r, of each row.
+    """Compute KL(e^r‖e^q) of log-predictions q from targets in log space r, of each row, in nats.
 
-    `kl_divergence` with targets in log space, which keep their digits where they are tiny. Classes
+        KL = Σ_v e^r_v (r_v − q_v)        ∂/∂q_v = −e^r_v        ∂/∂r_v = e^r_v (r_v − q_v + 1)
+
+    `kl_divergence` with targets in log space, where tiny probabilities keep their digits. Classes
     with r_v = −∞ contribute 0 to loss and gradients, also where q_v = −∞.
 
     Args:
       log_predictions: q, log-probabilities (`jax.nn.log_softmax` of logits), any shape, floating.
       log_targets: r, floating, of the same shape; or, when `axis` is the last, `[V]` for all rows.
       axis: the axis or axes of the classes; None for all.
-      where: boolean, what to keep: rows (the shape without `axis`) or classes (the whole shape).
-        What is dropped contributes 0 to loss and gradients, whatever it holds.
+      where: boolean mask, True keeps: rows (the shape without `axis`) or single classes (the whole
+        shape). Dropped entries contribute 0 to loss and gradients, whatever they hold.
 
     Returns:
       The divergence of each row in nats, in the shape without `axis`: float32, float64 for float64
-      predictions. A row is NaN, gradient too, where a kept q or r is NaN or +∞.
+      predictions. A row is NaN, gradient too, if a kept q or r is NaN or +∞.
 
     Raises:
-      ValueError: for another shape, or no classes.
-      TypeError: for predictions or targets that are not floating, a `where` that is not boolean.
+      ValueError: shapes that do not match; no classes.
+      TypeError: predictions or targets that are not floating; a `where` that is not boolean.
 
     Residuals:
       The arguments.
@@ -119,18 +121,20 @@ def kl_divergence_with_log_targets(
       Kullback and Leibler, On Information and Sufficiency, 1951.
     """
     fn = "kl_divergence_with_log_targets"
-    q, r, counts, axes = _checked(fn, log_predictions, "log_targets", log_targets, axis, where)
+    q, r, counts, axes = _check_arguments(
+        fn, log_predictions, "log_targets", log_targets, axis, where
+    )
     return _kl_divergence_with_log_targets(q, r, counts, axes=axes)
 
 
-def _checked(
+def _check_arguments(
     fn: str,
     log_predictions: ArrayLike,
     name: str,
     targets: ArrayLike,
     axis: Axes,
     where: ArrayLike | None,
-) -> tuple[Each, Float[Array, "..."], Bool[Array, "..."] | None, tuple[int, ...]]:
+) -> tuple[PerEntry, Float[Array, "..."], Bool[Array, "..."] | None, tuple[int, ...]]:
     q = _check.floats(fn, "log_predictions", log_predictions)
     axes = _check.axes(fn, axis, q.ndim)
     _check.some_classes(fn, "log_predictions", q.shape, axes)
@@ -141,7 +145,7 @@ def _checked(
 
 @partial(jax.jit, static_argnames=("axes",), inline=True)
 def _kl_divergence(
-    q: Each,
+    q: PerEntry,
     t: Float[Array, "..."],
     counts: Bool[Array, "..."] | None,
     *,
@@ -151,37 +155,37 @@ def _kl_divergence(
     if counts is not None:
         valid = valid | ~jnp.broadcast_to(counts, q.shape)
     _check.traced_entries("kl_divergence", "targets", t, valid, "must not be negative")
-    return _rows(_TARGETS, axes, q, t, counts)
+    return _sum_kept_terms(_TARGETS, axes, q, t, counts)
 
 
 @partial(jax.jit, static_argnames=("axes",), inline=True)
 def _kl_divergence_with_log_targets(
-    q: Each,
+    q: PerEntry,
     r: Float[Array, "..."],
     counts: Bool[Array, "..."] | None,
     *,
     axes: tuple[int, ...],
 ) -> Float[Array, "..."]:
-    return _rows(_LOG_TARGETS, axes, q, r, counts)
+    return _sum_kept_terms(_LOG_TARGETS, axes, q, r, counts)
 
 
-class _Form(NamedTuple):
-    """One of the two ways to give a target: the formula of its cost and of both slopes."""
+class _TargetForm(NamedTuple):
+    """The term of one class, and its derivatives, for one of the two forms of a target."""
 
-    cost: Callable[[Each, Each], Each]
-    mass: Callable[[Each], Each]  # −∂cost/∂q
-    slope: Callable[[Each, Each], Each]  # ∂cost/∂target
-    nothing: float  # the target that costs nothing
+    term: Callable[[PerEntry, PerEntry], PerEntry]
+    mass: Callable[[PerEntry], PerEntry]  # −∂term/∂q
+    by_target: Callable[[PerEntry, PerEntry], PerEntry]  # ∂term/∂target
+    zero: float  # the target whose term is 0
 
 
-def _rows(
-    form: _Form,
+def _sum_kept_terms(
+    form: _TargetForm,
     axes: tuple[int, ...],
-    q: Each,
+    q: PerEntry,
     t: Float[Array, "..."],
     counts: Bool[Array, "..."] | None,
 ) -> Float[Array, "..."]:
-    """Σ cost over the axes, of what counts."""
+    """Sum the terms that `counts` keeps over the axes."""
 
     @partial(jax.checkpoint, prevent_cse=False)
     def rows(q: Array, t: Array, counts: Array | None) -> Array:
@@ -189,89 +193,89 @@ def _rows(
         q, t = q.astype(dtype), jnp.broadcast_to(t.astype(dtype), q.shape)
         if counts is not None:
             counts = jnp.broadcast_to(counts, q.shape)
-            q, t = jnp.where(counts, q, 0), jnp.where(counts, t, form.nothing)
-        return _sum(form, axes, q, t)
+            q, t = jnp.where(counts, q, 0), jnp.where(counts, t, form.zero)
+        return _sum_terms(form, axes, q, t)
 
     return rows(*vary_alike(q, t, counts))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _sum(form: _Form, axes: tuple[int, ...], q: Each, t: Each) -> Float[Array, "..."]:
-    """Σ cost over the axes; NaN when an entry is at fault."""
-    return jnp.sum(form.cost(q, t), axis=axes)
+def _sum_terms(
+    form: _TargetForm, axes: tuple[int, ...], q: PerEntry, t: PerEntry
+) -> Float[Array, "..."]:
+    """Sum the terms over the axes; NaN if one of them is."""
+    return jnp.sum(form.term(q, t), axis=axes)
 
 
-def _sum_jvp(
-    form: _Form, axes: tuple[int, ...], primals: Tangents, tangents: Tangents
+def _sum_terms_jvp(
+    form: _TargetForm, axes: tuple[int, ...], primals: Tangents, tangents: Tangents
 ) -> tuple[Array, Array]:
     (q, t), (q_dot, t_dot) = primals, tangents
-    out = _sum(form, axes, q, t)
-    # Factors, not terms: a row at fault then has NaN for all its derivatives, of any order.
-    sound = jnp.where(jnp.isnan(out), out, 1)
-    sound = jnp.broadcast_to(jnp.expand_dims(sound, axes), q.shape)
+    out = _sum_terms(form, axes, q, t)
+    # NaN enters as a factor, for all entries of an invalid row: added, it would be missing from
+    # derivatives of higher order.
+    one_or_nan = jnp.where(jnp.isnan(out), out, 1)
+    one_or_nan = jnp.broadcast_to(jnp.expand_dims(one_or_nan, axes), q.shape)
     out_dot = jnp.zeros_like(q)
     if not isinstance(q_dot, SymbolicZero):
-        out_dot = out_dot - sound * form.mass(t) * q_dot
+        out_dot = out_dot - one_or_nan * form.mass(t) * q_dot
     if not isinstance(t_dot, SymbolicZero):
-        out_dot = out_dot + sound * form.slope(q, t) * t_dot
+        out_dot = out_dot + one_or_nan * form.by_target(q, t) * t_dot
     return out, jnp.sum(out_dot, axis=axes)
 
 
-_sum.defjvp(_sum_jvp, symbolic_zeros=True)
+_sum_terms.defjvp(_sum_terms_jvp, symbolic_zeros=True)
 
 
-def _finite(x: Each) -> Each:
-    """x with ±∞ told as the largest numbers, so that 0·∞ is 0 after it."""
-    return jnp.where(jnp.isinf(x), jnp.sign(x) * jnp.finfo(x.dtype).max, x)
+def _nan_if_invalid(q: PerEntry, t: PerEntry, term: PerEntry) -> PerEntry:
+    """Replace the term by NaN where q or t is NaN or +∞; it is NaN already where t is negative."""
+    return jnp.where((q < jnp.inf) & (t < jnp.inf), term, jnp.nan)
 
 
-def _unless_at_fault(q: Each, t: Each, cost: Each) -> Each:
-    """NaN where an argument is NaN or +∞; a negative target has a NaN logarithm of its own."""
-    return jnp.where((q < jnp.inf) & (t < jnp.inf), cost, jnp.nan)
-
-
-def _cost(q: Each, t: Each) -> Each:
-    """t (log t − q), 0 where t = 0."""
-    some = jnp.where(t == 0, jnp.zeros_like(q), t * (jnp.log(t) - q))
-    return _unless_at_fault(q, t, some)
+def _kl_term(q: PerEntry, t: PerEntry) -> PerEntry:
+    """Compute t (log t − q), 0 where t = 0."""
+    term = jnp.where(t == 0, jnp.zeros_like(q), t * (jnp.log(t) - q))
+    return _nan_if_invalid(q, t, term)
 
 
 @jax.custom_jvp
-def _slope(q: Each, t: Each) -> Each:
-    """log t + 1 − q; on an impossible class +∞, even where t = 0."""
-    return _finite(jnp.where(q == -jnp.inf, jnp.inf, jnp.log(t) + 1 - q))
+def _kl_term_by_target(q: PerEntry, t: PerEntry) -> PerEntry:
+    """Compute log t + 1 − q, clipped; where q = −∞ it is +∞ before the clip, even where t = 0."""
+    return clip_infinite(jnp.where(q == -jnp.inf, jnp.inf, jnp.log(t) + 1 - q))
 
 
-@_slope.defjvp
-def _slope_jvp(primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
+@_kl_term_by_target.defjvp
+def _kl_term_by_target_jvp(primals: Tangents, tangents: Tangents) -> tuple[PerEntry, PerEntry]:
     (q, t), (q_dot, t_dot) = primals, tangents
-    return _slope(q, t), _finite(1 / t) * t_dot - q_dot
+    return _kl_term_by_target(q, t), clip_infinite(1 / t) * t_dot - q_dot
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _log_cost(n: int, q: Each, r: Each) -> Each:
-    """e^r (r − q + n), the n-th derivative by r of the cost; 0 where r = −∞."""
-    some = jnp.where(q == -jnp.inf, jnp.inf, jnp.exp(r) * (r - q + n))
-    return _unless_at_fault(q, r, jnp.where(r == -jnp.inf, jnp.zeros_like(q), some))
+def _kl_log_term(n: int, q: PerEntry, r: PerEntry) -> PerEntry:
+    """Compute e^r (r − q + n), the n-th derivative of the term by r; 0 where r = −∞."""
+    term = jnp.where(q == -jnp.inf, jnp.inf, jnp.exp(r) * (r - q + n))
+    return _nan_if_invalid(q, r, jnp.where(r == -jnp.inf, jnp.zeros_like(q), term))
 
 
-def _log_cost_jvp(n: int, primals: Tangents, tangents: Tangents) -> tuple[Each, Each]:
+def _kl_log_term_jvp(n: int, primals: Tangents, tangents: Tangents) -> tuple[PerEntry, PerEntry]:
     (q, r), (q_dot, r_dot) = primals, tangents
-    out = _log_cost(n, q, r)
+    out = _kl_log_term(n, q, r)
     out_dot = jnp.zeros_like(out)
     if not isinstance(q_dot, SymbolicZero):
         out_dot = out_dot - jnp.exp(r) * q_dot
     if not isinstance(r_dot, SymbolicZero):
-        out_dot = out_dot + _log_slope(n, q, r) * r_dot
+        out_dot = out_dot + _kl_log_term_by_target(n, q, r) * r_dot
     return out, out_dot
 
 
-_log_cost.defjvp(_log_cost_jvp, symbolic_zeros=True)
+_kl_log_term.defjvp(_kl_log_term_jvp, symbolic_zeros=True)
 
 
-def _log_slope(n: int, q: Each, r: Each) -> Each:
-    return _finite(_log_cost(n + 1, q, r))
+def _kl_log_term_by_target(n: int, q: PerEntry, r: PerEntry) -> PerEntry:
+    return clip_infinite(_kl_log_term(n + 1, q, r))
 
 
-_TARGETS = _Form(_cost, lambda t: t, _slope, nothing=0.0)
-_LOG_TARGETS = _Form(partial(_log_cost, 0), jnp.exp, partial(_log_slope, 0), nothing=-jnp.inf)
+_TARGETS = _TargetForm(_kl_term, lambda t: t, _kl_term_by_target, zero=0.0)
+_LOG_TARGETS = _TargetForm(
+    partial(_kl_log_term, 0), jnp.exp, partial(_kl_log_term_by_target, 0), zero=-jnp.inf
+)
