@@ -33,6 +33,7 @@ from jxent._compat import vary_alike
 from jxent._core import log_softmax
 from jxent._core.elementwise import in_unit_interval
 from jxent._core.log_softmax import loss_dtype, pin_half_precision
+from jxent._core.safe_math import clip_infinite
 from jxent._losses.divergence import kl_divergence as _kl_from_log
 from jxent._typing import ArrayLike, Logits, PerEntry, PerRow
 
@@ -436,15 +437,6 @@ def _log_jvp(complement, primals, tangents):
     return _log(complement, q), by_q * q_dot
 
 
-@jax.custom_jvp
-def _clipped(x: PerEntry) -> PerEntry:
-    """Replace ±∞ by the largest finite numbers; the derivative is 1."""
-    return jnp.nan_to_num(x, nan=jnp.nan)
-
-
-_clipped.defjvp(lambda primals, tangents: (_clipped(*primals), tangents[0]))
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _cross_entropy_term(complement: bool, p: PerEntry, q: PerEntry) -> PerEntry:
     """Compute −p log q, or −p log(1 − q) if `complement`; 0 where p = 0."""
@@ -455,7 +447,7 @@ def _cross_entropy_term(complement: bool, p: PerEntry, q: PerEntry) -> PerEntry:
 def _cross_entropy_term_jvp(complement, primals, tangents):
     (p, q), (p_dot, q_dot) = primals, tangents
     by_q = _safe_ratio(p, 1 - q) if complement else -_safe_ratio(p, q)
-    minus_by_p = _clipped(_log(complement, q))
+    minus_by_p = clip_infinite(_log(complement, q), straight_through=True)
     return _cross_entropy_term(complement, p, q), by_q * q_dot - minus_by_p * p_dot
 
 
@@ -505,7 +497,10 @@ def _row_js(p: PerEntry, q: PerEntry) -> PerRow:
 @_row_js.defjvp
 def _row_js_jvp(primals, tangents):
     (p, q), (p_dot, q_dot) = primals, tangents
-    out_dot = _clipped(_half_log_ratio(p, q)) * p_dot + _clipped(_half_log_ratio(q, p)) * q_dot
+    by_p, by_q = (
+        clip_infinite(_half_log_ratio(*pair), straight_through=True) for pair in ((p, q), (q, p))
+    )
+    out_dot = by_p * p_dot + by_q * q_dot
     return _row_js(p, q), jnp.sum(out_dot, axis=-1)
 
 

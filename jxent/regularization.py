@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from jxent import _check
 from jxent._compat import vary_alike
-from jxent._core.safe_math import multiply_no_nan
+from jxent._core.safe_math import multiply_no_nan, zero_unless
 from jxent._typing import ArrayLike, Logits, PerRow, RowMask
 from jxent.information import softmax_entropy
 
@@ -161,11 +161,11 @@ def _confidence_penalty(z: Logits, threshold: Array | None, kept: RowMask | None
     @partial(jax.checkpoint, prevent_cse=False)
     def rows(z: Logits, threshold: Array | None, kept: RowMask | None) -> PerRow:
         # Masked before the entropy: NaN in a dropped row would pass through its gradient.
-        z = z if kept is None else jnp.where(kept[..., None], z, 0)
+        z = zero_unless(kept, z)
         penalty = 0 - softmax_entropy(z)
         if threshold is not None:
             penalty = penalty + threshold.astype(penalty.dtype)
             penalty = jnp.where(penalty <= 0, 0, penalty)
-        return penalty if kept is None else jnp.where(kept, penalty, 0)
+        return zero_unless(kept, penalty)
 
     return rows(*vary_alike(z, threshold, kept))

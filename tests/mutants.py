@@ -552,7 +552,7 @@ MUTANTS = [
     ),
     Mutant(
         "regularization.py",
-        "z = z if kept is None else jnp.where(kept[..., None], z, 0)",
+        "z = zero_unless(kept, z)",
         "z = z + 0",
         "test_regularization.py",
         "fault_and_dropped",

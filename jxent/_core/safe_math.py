@@ -35,13 +35,28 @@ def propagate_nan(*terms: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return out
 
 
-def clip_infinite(x: Float[Array, "*s"], headroom: float = 1.0) -> Float[Array, "*s"]:
-    """Replace ±∞ by ± the largest number over `headroom`, with derivative 0 there.
+def clip_infinite(
+    x: Float[Array, "*s"], headroom: float = 1.0, *, straight_through: bool = False
+) -> Float[Array, "*s"]:
+    """Replace ±∞ by ± the largest number over `headroom`, so that 0 times it is 0, not NaN.
 
-    0·∞ is 0 after it, and up to `headroom` such numbers can be added without overflow.
+    Up to `headroom` such numbers can be added without overflow.  The derivative at ±∞ is 0, or 1
+    if `straight_through`.
     """
+    return _clip_straight_through(headroom, x) if straight_through else _clip(headroom, x)
+
+
+def _clip(headroom: float, x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     largest = float(jnp.finfo(x.dtype).max) / headroom
     return jnp.where(jnp.isinf(x), jnp.sign(x) * largest, x)
+
+
+_clip_straight_through = jax.custom_jvp(_clip, nondiff_argnums=(0,))
+
+
+@_clip_straight_through.defjvp
+def _clip_straight_through_jvp(headroom, primals, tangents):
+    return _clip_straight_through(headroom, *primals), tangents[0]
 
 
 def _finite_at_zero(w: Float[Array, "*#s"], x: Float[Array, "*s"]) -> Float[Array, "*s"]:

@@ -35,6 +35,7 @@ from jaxtyping import Array, Bool
 from jxent import _check
 from jxent._core import elementwise
 from jxent._core.elementwise import ElementwiseLoss, elementwise_losses, in_unit_interval
+from jxent._core.safe_math import clip_infinite
 from jxent._typing import ArrayLike, AxisNames, PerEntry, ReductionKind, Tangents
 
 
@@ -202,18 +203,8 @@ def _multiply_zero_inf(w: PerEntry, x: PerEntry) -> PerEntry:
     return jnp.where((w == 0) & jnp.isinf(x), jnp.zeros_like(x), w * x)
 
 
-@jax.custom_jvp
-def _bounded(x: PerEntry) -> PerEntry:
-    """Replace ±∞ by ±max/2¹⁶, so that 0 times the result is 0; the derivative is that of x.
-
-    The headroom of 2¹⁶ lets thousands of such numbers add up to a finite sum of the right sign.
-    """
-    return jnp.where(jnp.isinf(x), jnp.sign(x) * (jnp.finfo(x.dtype).max / 2**16), x)
-
-
-@_bounded.defjvp
-def _bounded_jvp(primals: Tangents, tangents: Tangents) -> tuple[PerEntry, PerEntry]:
-    return _bounded(*primals), tangents[0]
+# Thousands of infinite terms add up to a finite sum of the right sign.
+_bounded = partial(clip_infinite, headroom=2.0**16, straight_through=True)
 
 
 @jax.custom_jvp
