@@ -25,24 +25,21 @@
 # %% tags=["install"]
 import subprocess
 import sys
-import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 
-packages = {  # module: what pip installs
+# What is missing is installed; what is here keeps its version. jxent is on no package index:
+# ".." is its checkout. Where there is none, run `pip wheel --no-deps .` in one, bring the wheel
+# here, and write its path in place of "..".
+packages = {
     "jxent": "..",
     "matplotlib": "matplotlib",
 }
 missing = [package for module, package in packages.items() if find_spec(module) is None]
 if missing:
-    # What is here stays as it is: an accelerator's plugin fits one version of JAX only.
     here = ["jax", "jaxlib", "numpy", "optax", "flax"]
     pins = [f"{name}=={version(name)}" for name in here if find_spec(name)]
-    constraints = Path(tempfile.mkdtemp(), "constraints.txt")
-    constraints.write_text("\n".join(pins))
-    pip = [sys.executable, "-m", "pip", "install", "-q", "-c", str(constraints)]
-    subprocess.run([*pip, *missing], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing, *pins], check=True)
 
 import jxent
 
