@@ -193,6 +193,20 @@ show("a log-target of −∞", "kl_divergence_with_log_targets", halves[:1], sur
 show("a log-prediction of +∞", "kl_divergence", halves.at[0, 0].set(jnp.inf), jnp.exp(halves))
 
 # %% [markdown]
+# ### PyTorch's arguments
+#
+# Beside what the README's table says:
+#
+# - `input` of shape (N, C, d₁, …) is `jnp.moveaxis(logits, 1, -1)` here: classes are last.
+# - `F.nll_loss(log_probs, target)` is `cross_entropy(log_probs, labels)`, since log-probabilities
+#   are logits with lse = 0.
+# - `F.binary_cross_entropy_with_logits(weight=)` is `row_weights=`, one for each logit or each row.
+#   With `reduction="mean"` it needs `normalizer=logits.size` as well, since PyTorch divides by the
+#   number of logits and jxent by what they weigh.
+# - `F.kl_div(reduction="sum")` is `kl_divergence(log_predictions, targets).sum()`.
+# - `size_average=` and `reduce=`, deprecated there, are absent.
+
+# %% [markdown]
 # ## What every input gets
 #
 # Shapes, dtypes and options are checked when tracing; the error names the function, the argument,

@@ -806,7 +806,7 @@ def test_forward_mode_of_the_linear_loss_is_the_reference(implementation):
         _, tangent = jax.jvp(loss, (Z,), (jnp.ones_like(Z),))
         _same(tangent, 0)  # lse and z_y grow alike
     else:
-        with pytest.raises(TypeError, match="no forward mode.*use implementation='reference'"):
+        with pytest.raises(TypeError, match=r"no forward mode.*use implementation='reference'"):
             jax.jvp(loss, (Z,), (Z,))
     assert jnp.isfinite(jax.jvp(jax.grad(loss), (Z,), (Z,))[1]).all()
 
