@@ -341,7 +341,7 @@ for (name, nats), colour in zip(known.items(), (GREY, GREEN, ORANGE), strict=Tru
     ax.text(1.07 * STEPS, nats, f"held out, knowing\n{name}", color=colour, va="center")
 ax.set(xlabel="training step", ylabel="loss (nats per token)")
 ax.set_title("Training begins at log V and passes the word frequencies")
-ax.legend(frameon=False, loc="lower left")
+ax.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9))
 plt.show()
 
 # %% [markdown]

@@ -430,8 +430,9 @@ axes[1].set_ylabel("")
 plt.show()
 
 # %% [markdown]
-# A disc is one of ten bins of predictions, and its area is the share of the rows in it. Discs below
-# the diagonal are promises not kept; discs above it are knowledge not used.
+# A dot is one of ten bins of predictions, with the 95 % interval of its share as a bar; the area of
+# the pale disc around it is the bin's share of all rows. Dots below the diagonal are promises not
+# kept; dots above it are knowledge not used.
 # Temperature is part of the model, so the choice can change once each model has its own. On the
 # half that no temperature has seen:
 

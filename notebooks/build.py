@@ -36,8 +36,9 @@ HERE = Path(__file__).parent
 SOURCES = sorted(HERE.glob("[0-9][0-9]_*.py"))
 PICTURES = HERE / "pictures"
 TABLES = HERE / "tables"
-COLOURS = 48  # of a picture
+COLOURS = 256  # of a picture
 FOR_TESTS = ("check", "fast")
+LANGUAGE = {"name": "python"}
 
 HEADER = """\
 # ---
@@ -124,9 +125,8 @@ def others_imported(text: str) -> list[str]:
 def notebook_of(text: str, without: tuple[str, ...] = FOR_TESTS) -> nbformat.NotebookNode:
     """The notebook without outputs, the same for the same source."""
     notebook = jupytext.reads(text, fmt="py:percent")
-    notebook.metadata = nbformat.from_dict(
-        {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
-    )
+    kernel = notebook.metadata.kernelspec
+    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": LANGUAGE})
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     notebook.cells = [cell for cell in notebook.cells if not tags(cell) & set(without)]
     for i, cell in enumerate(notebook.cells):
@@ -201,6 +201,7 @@ def execute(path: Path) -> None:
     where = {"metadata": {"path": str(HERE)}}
     nbclient.NotebookClient(notebook, timeout=900, resources=where, record_timing=False).execute()
     del notebook.cells[0]
+    notebook.metadata.language_info = LANGUAGE  # not that of one machine's Python
     for cell in code(notebook):
         cell.execution_count -= 1
         cell.outputs = joined([small(output) for output in cell.outputs])

@@ -117,6 +117,16 @@ def test_links_lead_somewhere():
     assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= anchors
 
 
+def test_the_map_is_of_this_tree():
+    (tree,) = [b.code.splitlines() for b in BLOCKS if b.heading == "Map of the code" and b.code]
+    public = {name for name in jxent.__all__ if inspect.ismodule(getattr(jxent, name))}
+    assert tree[0] == "jxent/" and set(tree[1].replace("/", "").split()) == public
+    for entry in re.findall(r"(?m)^  (_\S+)", "\n".join(tree)):
+        assert (ROOT / "jxent" / entry).exists(), entry
+    for folder in re.findall(r"(?m)^(\S+)", "\n".join(tree)):
+        assert (ROOT / folder).exists(), folder
+
+
 def test_it_is_read_in_one_sitting():
     assert len(TEXT.encode()) < 15_000
 
