@@ -358,7 +358,7 @@ except ValueError as error:
 
 # %% tags=["check"]
 assert jnp.isnan(loss)
-assert message.startswith("cross_entropy: `labels`[1] = 7 is outside [0, 3)")
+assert message.startswith("cross_entropy: `targets`[1] = 7 is outside [0, 3)")
 
 # %% [markdown]
 # ## Accuracy

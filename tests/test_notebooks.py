@@ -27,7 +27,7 @@ LARGEST = 2_000_000  # bytes of all notebooks together
 ABSOLUTE = re.compile(r"""(?<![\w.:/])(?:/(?:\w[\w.-]*/)+\w|~/\w|[A-Z]:[\\/])""")
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path, **more: str) -> dict[str, str]:
     """Nothing of the user's but the path: this tree's jxent, this Python's kernel, the CPU."""
     unwanted = ("JAX_", "XLA_", "PYTEST_", "PYTHON", "JUPYTER_", "MPLBACKEND")
     inherited = {name: x for name, x in os.environ.items() if not name.startswith(unwanted)}
@@ -38,7 +38,7 @@ def environment(folder: Path) -> dict[str, str]:
         "JUPYTER_DATA_DIR": str(folder / "jupyter"),
         "IPYTHONDIR": str(folder / "ipython"),
     }
-    return inherited | own
+    return inherited | own | more
 
 
 def build(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -254,7 +254,7 @@ def test_no_place_on_a_machine(source):
         assert not ABSOLUTE.findall(re.sub(r"https?://\S+", "", text)), source
 
 
-def run(source: Path, folder: Path, *without: str) -> nbformat.NotebookNode:
+def run(source: Path, folder: Path, *without: str, **more: str) -> nbformat.NotebookNode:
     """With the tests' cells, by nbmake in a process of its own, on the CPU; read back as it ran."""
     copy = folder / f"{source.stem}.ipynb"
     nbformat.write(BUILD.notebook_of(BUILD.source_text(source), without), copy)
@@ -265,7 +265,7 @@ def run(source: Path, folder: Path, *without: str) -> nbformat.NotebookNode:
     done = subprocess.run(
         command,
         cwd=folder,
-        env=environment(folder),
+        env=environment(folder, **more),
         capture_output=True,
         text=True,
         timeout=600,
@@ -288,7 +288,8 @@ def assert_it_ran(notebook: nbformat.NotebookNode) -> None:
     "source", only(lambda source: source.stem in OFTEN, SOURCES), ids=lambda source: source.stem
 )
 def test_it_runs(source, tmp_path):
-    assert_it_ran(run(source, tmp_path))
+    # Its programs are small, and the time goes into compiling them.
+    assert_it_ran(run(source, tmp_path, XLA_FLAGS="--xla_backend_optimization_level=0"))
 
 
 @pytest.mark.deep

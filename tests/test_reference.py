@@ -251,8 +251,8 @@ def _(torch):
 def _(m):
     for label in (-1, 3, 100, -4, -100):
         y = jnp.array([label, 1])
-        for fn in (getattr(m, INT), m.cross_entropy):
-            with pytest.raises(ValueError, match=rf"`labels`\[0\] = {label} is outside \[0, 3\)"):
+        for fn, name in ((getattr(m, INT), "labels"), (m.cross_entropy, "targets")):
+            with pytest.raises(ValueError, match=rf"`{name}`\[0\] = {label} is outside \[0, 3\)"):
                 fn(Z, y)
         _nan_row(jax.jit(getattr(m, INT))(Z, y))
         _nan_row(_grad(getattr(m, INT), Z, y))
