@@ -25,24 +25,21 @@
 # %% tags=["install"]
 import subprocess
 import sys
-import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 
-packages = {  # module: what pip installs
+# What is missing is installed; what is here keeps its version. jxent is on no package index:
+# ".." is its checkout. Where there is none, run `pip wheel --no-deps .` in one, bring the wheel
+# here, and write its path in place of "..".
+packages = {
     "jxent": "..",
     "matplotlib": "matplotlib",
 }
 missing = [package for module, package in packages.items() if find_spec(module) is None]
 if missing:
-    # What is here stays as it is: an accelerator's plugin fits one version of JAX only.
     here = ["jax", "jaxlib", "numpy", "optax", "flax"]
     pins = [f"{name}=={version(name)}" for name in here if find_spec(name)]
-    constraints = Path(tempfile.mkdtemp(), "constraints.txt")
-    constraints.write_text("\n".join(pins))
-    pip = [sys.executable, "-m", "pip", "install", "-q", "-c", str(constraints)]
-    subprocess.run([*pip, *missing], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing, *pins], check=True)
 
 import jxent
 
@@ -57,7 +54,6 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-import chex
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -71,11 +67,21 @@ from jax.sharding import PartitionSpec as P
 eight = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {eight}"
 
-FAST = os.environ.get("JXENT_FAST") == "1"  # sizes for a quick test
 plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 
-print("jax", jax.__version__, "on", jax.devices()[0])
+print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}")
+
+# %% tags=["check"]
+import chex
+
+
+def assert_close(ours, theirs):
+    """Within 1e-4 of each entry, or 1e-5 of the array's largest one."""
+    ours, theirs = jax.device_get((ours, theirs))
+    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        chex.assert_trees_all_close(x, y, rtol=1e-4, atol=1e-5 * np.abs(y).max())
+
 
 # %% [markdown]
 # ## Text that is already here
@@ -87,12 +93,15 @@ print("jax", jax.__version__, "on", jax.devices()[0])
 
 # %%
 documents = [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)]
-if not FAST:
-    for file in sorted(Path(ast.__file__).parent.glob("*.py")):
-        for node in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                documents.append(ast.get_docstring(node) or "")
+for file in sorted(Path(ast.__file__).parent.glob("*.py")):
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            documents.append(ast.get_docstring(node) or "")
 
+# %% tags=["fast"]
+documents = documents[: len(pydoc_data.topics.topics)]
+
+# %%
 paragraphs = [" ".join(part.split()) for text in documents for part in text.split("\n\n")]
 paragraphs = [part for part in dict.fromkeys(paragraphs) if len(part) >= 40]
 held_out_text = "\n".join(paragraphs[::10])
@@ -130,8 +139,10 @@ def decode(ids):
 
 train_ids, held_out_ids = encode(train_text), encode(held_out_text)
 (NEW_PARAGRAPH,) = encode("\n")
-assert decode(held_out_ids) == held_out_text
 print(f"V = {V}; {len(train_ids)} tokens to train on, {len(held_out_ids)} held out")
+
+# %% tags=["check"]
+assert decode(held_out_ids) == held_out_text
 
 # %% [markdown]
 # ## A small model
@@ -184,7 +195,7 @@ held_out_contexts, held_out_labels = windows(held_out_ids)
 #   \frac{\partial\,\mathrm{loss}}{\partial z} = p - e_y, \qquad p = \mathrm{softmax}(z).$$
 #
 # A sum over $v$ can be taken a block at a time, and so can $\partial h = (p - e_y)W^\top$ and
-# $\partial W = h^\top(p - e_y)$. Nobody needs all of $z$ at once. Before and after:
+# $\partial W = h^\top(p - e_y)$. All of $z$ is never needed at once. Before and after:
 
 
 # %%
@@ -200,15 +211,7 @@ def after(hidden, head, labels, **options):
 # %% [markdown]
 # The same number and the same gradients, whatever the options:
 
-
 # %%
-def assert_close(ours, theirs):
-    """Within 1e-4 of each entry, or 1e-5 of the array's largest one."""
-    ours, theirs = jax.device_get((ours, theirs))
-    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        chex.assert_trees_all_close(x, y, rtol=1e-4, atol=1e-5 * np.abs(y).max())
-
-
 params = initial(jax.random.key(0))
 hidden = hidden_states(params, held_out_contexts[:512])
 labels = jnp.asarray(held_out_labels[:512])
@@ -220,6 +223,7 @@ many_options = {
     "logit_softcap": 10.0,
 }
 
+pairs = []
 for options in ({}, many_options):
     with jax.default_matmul_precision("highest"):
         dense, linear = (
@@ -228,8 +232,14 @@ for options in ({}, many_options):
             )
             for loss in (before, after)
         )
-    assert_close(linear, dense)
+    pairs.append((linear, dense))
+    apart = max(float(jnp.abs(a - b).max()) for a, b in zip(linear[1], dense[1], strict=True))
     print(f"before {dense[0]:.6f}, after {linear[0]:.6f}:", ", ".join(options) or "no options")
+    print(f"    gradients at most {apart:.0e} apart")
+
+# %% tags=["check"]
+for pair in pairs:
+    assert_close(*pair)
 
 # %% [markdown]
 # ## Training
@@ -240,7 +250,12 @@ for options in ({}, many_options):
 # are picked in one place, so that a tied embedding can take its seat later.
 
 # %%
-STEPS, BATCH = (50, 256) if FAST else (200, 512)
+STEPS, BATCH = 200, 512
+
+# %% tags=["fast"]
+STEPS, BATCH = 50, 256
+
+# %%
 schedule = optax.cosine_decay_schedule(1e-2, STEPS)
 optimizer = optax.adam(schedule)
 
@@ -275,8 +290,10 @@ def train(params, **options):
 
 
 params, losses = train(initial(jax.random.key(0)))
-assert abs(losses[0] - math.log(V)) < 0.2
 print(f"first loss {losses[0]:.3f} nats, log V = {math.log(V):.3f}")
+
+# %% tags=["check"]
+assert abs(losses[0] - math.log(V)) < 0.2
 
 # %% [markdown]
 # Held-out text is evaluated in one call. Its logits would be the largest array of this notebook,
@@ -312,6 +329,8 @@ print(f"logits not stored: {4 * len(held_out_labels) * V / 2**20:.0f} MiB\n")
 print(f"{'what is known':20}{'nats/token':>12}{'perplexity':>12}{'bits/byte':>12}")
 for name, nats in known.items():
     print(f"{name:20}{nats:12.3f}{math.exp(nats):12.1f}{bits_per_byte(nats):12.3f}")
+
+# %% tags=["check"]
 assert known["eight words before"] < known["word frequencies"] < known["nothing"]
 
 # %%
@@ -322,7 +341,7 @@ for (name, nats), colour in zip(known.items(), (GREY, GREEN, ORANGE), strict=Tru
     ax.text(1.07 * STEPS, nats, f"held out, knowing\n{name}", color=colour, va="center")
 ax.set(xlabel="training step", ylabel="loss (nats per token)")
 ax.set_title("Training begins at log V and passes the word frequencies")
-ax.legend(frameon=False, loc="lower left")
+ax.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9))
 plt.show()
 
 # %% [markdown]
@@ -359,7 +378,12 @@ ways = {
     'linear_cross_entropy, "vocab"': partial(after, implementation="vocab"),
 }
 N, FEATURES = 16384, 256
-vocabularies = [2**12, 2**16] if FAST else [2**10, 2**13, 2**16, 2**18]
+vocabularies = [2**10, 2**13, 2**16, 2**18]
+
+# %% tags=["fast"]
+vocabularies = [2**12, 2**16]
+
+# %%
 labels_shape = jax.ShapeDtypeStruct((N,), jnp.int32)
 hidden_shape = jax.ShapeDtypeStruct((N, FEATURES), jnp.float32)
 memory = {name: [] for name in ways}
@@ -381,15 +405,15 @@ looks = {
     "linear_cross_entropy": (BLUE, "s", "-"),
     'linear_cross_entropy, "vocab"': (GREEN, "^", "-"),
 }
-fig, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
+fig, ax = plt.subplots(figsize=(8, 3.8), layout="constrained")
 for name, (colour, marker, line) in looks.items():
     sizes = [math.nan if cell is None else cell / 1e9 for cell in memory[name]]
     ax.loglog(vocabularies, sizes, marker=marker, linestyle=line, color=colour, label=name)
 ax.set_xscale("log", base=2)
 ax.set_xticks(vocabularies, [f"{size // 1024}k" for size in vocabularies])
 ax.set(xlabel="vocabulary V (1k = 1024 words)", ylabel="temporary memory (GB)")
-ax.set_title(f"Most of what the head of {N} tokens needs is stored logits")
-ax.legend(frameon=False)
+fig.suptitle(f"Most of what the head of {N} tokens needs is stored logits", fontsize=12)
+ax.legend(frameon=False, fontsize=10, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
 plt.show()
 
 # %% [markdown]
@@ -423,12 +447,14 @@ def two_uses(as_input, as_head):
 with jax.default_matmul_precision("highest"):
     both = jax.jit(jax.grad(loss_fn))(tied, context, labels)["embedding"]
     of_input, of_head = jax.jit(jax.grad(two_uses, (0, 1)))(tied["embedding"], tied["embedding"])
-assert_close(both, of_input + of_head)
 
 for name, gradient in {"as the input": of_input, "as the head": of_head, "both": both}.items():
     gradient = np.asarray(gradient)
     touched = np.any(gradient != 0, axis=1).sum()
     print(f"{name:14} norm {np.linalg.norm(gradient):.4f}, {touched} of {V} words")
+
+# %% tags=["check"]
+assert_close(both, of_input + of_head)
 
 # %% [markdown]
 # As the input only the words that were read have a gradient; as the head every word has one.
@@ -484,6 +510,8 @@ for name, (trained, options) in runs.items():
         f"{name:10}{size:12}{nats:12.3f}{math.exp(nats):12.1f}{bits_per_byte(nats):12.3f}", end=""
     )
     print(f"{row_lse[name].mean():10.2f}{largest:13.2f}")
+
+# %% tags=["check"]
 assert np.abs(row_lse["z-loss"]).mean() < np.abs(row_lse["plain"]).mean()
 
 # %%
@@ -514,7 +542,6 @@ def log_probs(params, context, labels):
 
 out = log_probs(params, held_out_contexts, held_out_labels)
 surprise, entropy = -np.asarray(out.log_probs), np.asarray(out.entropy)
-np.testing.assert_allclose(surprise.mean(), known["eight words before"], rtol=1e-3)
 
 ends = np.flatnonzero(held_out_labels == NEW_PARAGRAPH)
 chosen = np.argmin(np.abs(np.diff(ends) - 22))  # a paragraph of about 20 words
@@ -531,6 +558,9 @@ ax.set(ylabel="nats", ylim=(0, 1.2 * max(surprise[sentence].max(), entropy[sente
 ax.set_title("What each word cost, and what the model thought it would")
 ax.legend(frameon=False, loc="upper center", ncols=2)
 plt.show()
+
+# %% tags=["check"]
+np.testing.assert_allclose(surprise.mean(), known["eight words before"], rtol=1e-3)
 
 # %% [markdown]
 # If the model knew how much it knows, words of entropy $H$ would cost $H$ on average:
@@ -659,7 +689,6 @@ with jax.default_matmul_precision("highest"):
     one_device = value_and_grads(*whole)
     eight_devices = value_and_grads(*shared)
     programs = [value_and_grads.lower(*place).compile() for place in (whole, shared)]
-assert_close(eight_devices, one_device)
 
 print(f"{len(devices)} devices; loss {one_device[0]:.6f} on one, {eight_devices[0]:.6f} on all")
 print("gradient of the head:", eight_devices[1][1].sharding.spec)
@@ -667,6 +696,9 @@ for name, program in zip(("one device", "each of them"), programs, strict=True):
     analysis = program.memory_analysis()
     if analysis is not None:
         print(f"{name}: {analysis.temp_size_in_bytes / 2**20:.1f} MiB temporary")
+
+# %% tags=["check"]
+assert_close(eight_devices, one_device)
 assert "all-gather" not in programs[1].as_text()
 
 # %% [markdown]
@@ -701,10 +733,12 @@ with jax.default_matmul_precision("highest"):
             tuple(NamedSharding(mesh, spec) for spec in (P("data"), P(), P("data"))),
         )
     )
-assert_close((loss, dhead), expected)
 kept = (padded.reshape(len(devices), -1) != -100).sum(axis=1)
 print("tokens on each device:", *kept)
 print(f"loss {expected[0]:.6f} on one device, {loss:.6f} on {len(devices)}")
+
+# %% tags=["check"]
+assert_close((loss, dhead), expected)
 
 # %% [markdown]
 # ## Where next

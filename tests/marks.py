@@ -1,4 +1,4 @@
-"""Tables of the README that programs write, between `<!-- name -->` and `<!-- end -->`."""
+"""Tables of `notebooks/tables` that programs write, between `<!-- name -->` and `<!-- end -->`."""
 
 import platform
 import re
@@ -10,21 +10,21 @@ from pathlib import Path
 
 import jax
 
-README = Path(__file__).parents[1] / "README.md"
+TABLES = Path(__file__).parents[1] / "notebooks" / "tables"
 
 
 def written(text: str, found: dict[str, str]) -> str:
     """The text, with what stands between each name's marks replaced."""
     for name, table in found.items():
         block = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        assert len(block.findall(text)) == 1, f"README.md: no marks for {name}"
+        assert len(block.findall(text)) == 1, f"no marks for {name}"
         text = block.sub(lambda m, table=table: m[1] + table + m[2], text)
     return text
 
 
-def table(name: str) -> list[list[str]]:
+def table(file: str, name: str) -> list[list[str]]:
     """The cells that stand between a name's marks, the head first."""
-    text = README.read_text("utf-8")
+    text = (TABLES / file).read_text("utf-8")
     (block,) = re.findall(rf"<!-- {name} -->\n(.*?)\n<!-- end -->", text, re.DOTALL)
     return [line.strip("| ").split(" | ") for line in block.splitlines()]
 
@@ -38,10 +38,11 @@ def versions(*packages: str) -> str:
     return ", ".join(found) + f", on a {jax.devices()[0].platform.upper()}."
 
 
-def main(tables: Callable[[], dict[str, str]]) -> None:
-    """Print the tables, or with --write put them into the README."""
+def main(tables: Callable[[], dict[str, str]], file: str) -> None:
+    """Print the tables, or with --write put them into the file."""
     found = tables()
     if "--write" in sys.argv[1:]:
-        README.write_text(written(README.read_text("utf-8"), found), "utf-8")
+        path = TABLES / file
+        path.write_text(written(path.read_text("utf-8"), found), "utf-8")
     else:
         print("\n\n".join(found.values()))

@@ -1,7 +1,7 @@
-"""What jxent promises, measured, and what each peer gives for the same inputs: two README tables.
+"""What jxent promises, measured, and what each peer gives for the same inputs: two tables.
 
     python tests/promises.py            prints them
-    python tests/promises.py --write    puts them into README.md, between their marks
+    python tests/promises.py --write    puts them into notebooks/tables/accuracy.md
 
 Peers that are not installed are left out: `pip install torch tokamax` for all of them.
 """
@@ -23,6 +23,8 @@ from test_accuracy import LOSSES, REGIMES, Regime, Truth, batches, measure
 import jxent
 
 INF, NAN = np.inf, np.nan
+
+FILE = "accuracy.md"
 
 # Accuracy.
 
@@ -135,7 +137,7 @@ def in_jxent_linear(x: Input) -> Result:
 
 
 def in_optax(x: Input) -> Result:
-    """With what its users write beside it: a mask, a weight, `smooth_labels`."""
+    """With a mask, a weight and `smooth_labels` written by hand, as its users do."""
     weights = x.options.get("weights")
 
     def loss(z: jax.Array, t: jax.Array) -> jax.Array:
@@ -245,4 +247,4 @@ def tables() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    marks.main(tables)
+    marks.main(tables, FILE)

@@ -1,7 +1,7 @@
-"""What remedies for rare classes change, and what losses of continuous values do: README tables.
+"""What remedies for rare classes change, and what losses of continuous values do: tables.
 
     python tests/remedies.py            prints them
-    python tests/remedies.py --write    puts them into README.md, between their marks
+    python tests/remedies.py --write    puts them into notebooks/tables/imbalance.md
 
 A seed is a split of the rows, a first model and an order of batches.  They are the same for every
 loss, so differences are taken seed by seed, and an interval is Student's t of those differences.
@@ -23,6 +23,7 @@ from sklearn.linear_model import RidgeCV
 import jxent
 from jxent import imbalance, regression, regularization
 
+FILE = "imbalance.md"
 SEEDS = range(20)
 OPTIMIZER = optax.adamw(1e-3, weight_decay=1e-2)
 
@@ -389,4 +390,4 @@ def tables() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    marks.main(tables)
+    marks.main(tables, FILE)

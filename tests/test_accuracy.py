@@ -1,7 +1,7 @@
 """The promise: float32 rows of integer labels within 4 + gap ulp, and gradients within theirs.
 
 gap = m − the largest other logit.  The largest errors found are printed (`pytest -s`), and told in
-the README by `tests/promises.py`.
+notebooks/tables/accuracy.md by `tests/promises.py`.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The README's table of hostile inputs is what jxent and its peers do."""
+"""The table of hostile inputs is what jxent and its peers do."""
 
 import re
 
@@ -7,7 +7,7 @@ import promises
 import pytest
 from compare import relaxed
 
-TEXT = marks.README.read_text("utf-8")
+TEXT = (marks.TABLES / promises.FILE).read_text("utf-8")
 
 
 def seldom(peer: str) -> tuple[pytest.MarkDecorator, ...]:
@@ -18,7 +18,7 @@ def seldom(peer: str) -> tuple[pytest.MarkDecorator, ...]:
     "peer", [pytest.param(peer, marks=seldom(peer)) for peer in promises.installed()]
 )
 def test_hostile_inputs(peer, unhooked):
-    head, _, *rows = marks.table("peers")
+    head, _, *rows = marks.table(promises.FILE, "peers")
     said = {row[0]: row[head.index(peer)] for row in rows}
     with relaxed():
         found = {x.name: promises.cell(promises.PEERS[peer][1], x) for x in promises.INPUTS}
@@ -29,7 +29,7 @@ def test_hostile_inputs(peer, unhooked):
 
 def test_measured_bounds():
     """Each share is one, of a regime that is measured."""
-    _, _, *rows = marks.table("measured bounds")
+    _, _, *rows = marks.table(promises.FILE, "measured bounds")
     assert [row[0].split(", V")[0] for row in rows] == [
         name.split(", V")[0] for name in promises.REGIMES
     ]

@@ -59,18 +59,20 @@ def linear_cross_entropy(
     Three ways give the same numbers. None takes the first that can:
 
         "tokens"     (every scalar reduction) rows in chunks; gradients are computed beside the
-                     loss and scaled afterwards, 6·N·V·D flops; every mode of JAX
+                     loss and scaled afterwards, 6·N·V·D flops; reverse mode, to any order
         "vocab"      (reduction="none"; asked for: least memory) classes in blocks; logits are
                      computed again on the way back, 8·N·V·D flops; reverse mode, to any order
-        "reference"  (only when asked for) plain `cross_entropy` of stored logits; every mode
+        "reference"  (only when asked for) plain `cross_entropy` of stored logits, 6·N·V·D flops;
+                     every mode of JAX, forward mode too
 
-    A loss without a gradient costs 2·N·V·D in each, and products nobody asks for (a frozen head,
-    frozen hidden states) are not done.
+    A loss without a gradient costs 2·N·V·D flops in each, and products of gradients that are not
+    asked for (a frozen head, frozen hidden states) are not done.
 
     Args:
       hidden: `[*n, D]`, floating point.
       head: `[D, V]`, or `[V, D]` with head_layout="vd"; any floating dtype. It is not copied, but
-        on a GPU where V is no multiple of 8: the copy has up to 127 impossible classes more.
+        on a GPU where V is no multiple of 8: the copy has classes of probability 0 added, up to
+        the next multiple of 128 (of 8 if V ≤ 1024).
       labels: integers `[*n]` in [0, V).
       bias: `[V]`; −inf excludes a class.
       head_layout: "dv", or "vd" for a tied embedding.
