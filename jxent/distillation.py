@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from jxent import _check
 from jxent._compat import vary_alike
@@ -148,7 +149,7 @@ def distillation_loss(
     """
     fn = "distillation_loss"
     s = _check.logits(fn, student_logits, "student_logits")
-    t = _check.like_rows(fn, "teacher_logits", teacher_logits, "student_logits", s.shape)
+    t = _like_rows(fn, "teacher_logits", teacher_logits, "student_logits", s.shape)
     where_rows, mask = _check.where(fn, where, s.shape)
     y, kept = _hard_targets(fn, hard_labels, ignore_index, where_rows, s.shape[:-1], s.shape[-1])
     given = _Inputs(
@@ -243,11 +244,11 @@ def linear_distillation_loss(
     w = _check.head(fn, student_head, head_layout, h, "student_head")
     u = _check.hidden(fn, teacher_hidden, "teacher_hidden")
     rows, layout = h.shape[:-1], head_layout if teacher_head_layout is None else teacher_head_layout
-    _check.same_rows(fn, "teacher_hidden", u, "student_hidden", rows)
+    _same_rows(fn, "teacher_hidden", u, "student_hidden", rows)
     v = _check.head(fn, teacher_head, layout, u, "teacher_head", "teacher_head_layout")
     classes = Projection(h, w, None, head_layout).classes
     of_teacher = Projection(u, v, None, layout).classes
-    _check.same_vocabulary(fn, "teacher_head", of_teacher, "student_head", classes)
+    _same_vocabulary(fn, "teacher_head", of_teacher, "student_head", classes)
     where_rows = _check.rows_kept(fn, where, rows, "a bias")
     y, kept = _hard_targets(fn, hard_labels, ignore_index, where_rows, rows, classes)
     given = _Inputs(
@@ -281,6 +282,37 @@ class _Inputs(NamedTuple):
     row_weights: PerRow | None
 
 
+def _like_rows(
+    fn: str, name: str, x: ArrayLike, other: str, shape: tuple[int, ...]
+) -> Float[Array, "..."]:
+    """Return floats of exactly the other argument's shape."""
+    array = _check.floats(fn, name, x)
+    if array.shape != shape:
+        raise ValueError(
+            f"{fn}: `{name}` must have the shape of `{other}` {list(shape)}, got "
+            f"{_check.describe(x)}"
+        )
+    return array
+
+
+def _same_rows(fn: str, name: str, x: Array, other: str, rows: tuple[int, ...]) -> None:
+    """Raise ValueError unless hidden states have these rows; their features may differ."""
+    if x.shape[:-1] != rows:
+        raise ValueError(
+            f"{fn}: `{name}` must have the rows of `{other}`, shape {[*rows, x.shape[-1]]}, got "
+            f"{_check.describe(x)}"
+        )
+
+
+def _same_vocabulary(fn: str, name: str, classes: int, other: str, expected: int) -> None:
+    """Raise ValueError unless two heads have the same classes."""
+    if classes != expected:
+        raise ValueError(
+            f"{fn}: `{name}` has {classes} classes and `{other}` {expected}; cut or pad one of "
+            "them, with a bias of -inf for what is padded"
+        )
+
+
 def _hard_targets(
     fn: str,
     labels: ArrayLike | None,
@@ -290,7 +322,9 @@ def _hard_targets(
     classes: int,
 ) -> tuple[Labels | None, RowMask | None]:
     """Check hard labels, −1 for those outside [0, V), and which rows are kept."""
-    ignore = _check.labels_ignored(fn, ignore_index, labels)
+    if ignore_index is not None and labels is None:
+        raise ValueError(f"{fn}: `ignore_index` goes with `hard_labels`; drop rows with where=")
+    ignore = _check.ignore_index(fn, ignore_index, labelled=True)
     if labels is None:
         return None, where
     y = _check.labels(fn, labels, rows, "hard_labels")
@@ -303,15 +337,21 @@ def _hard_targets(
 
 def _temperature(fn: str, T: ArrayLike) -> Scalar:
     """Check T; beyond 1e18, where T² overflows, the loss is that of T = ∞ anyway."""
-    return _check.scalar_within(fn, "temperature", T, "positive and at most 1e18")
+    has_square = lambda v: (v > 0) & (v < math.inf) & (v <= 1e18)  # noqa: E731
+    return _check.valid_scalar(fn, "temperature", T, has_square, "positive and at most 1e18")
 
 
 def _alpha(fn: str, alpha: ArrayLike | None, hard_labels: Any) -> Scalar | None:
     """Check the share of the soft term; None without a hard one."""
-    share = _check.hard_share(fn, alpha, hard_labels, _ALPHA)
+    if alpha is not None and hard_labels is None:
+        raise ValueError(
+            f"{fn}: `alpha` weighs the soft term against `hard_labels`, which are not given; scale "
+            "the result yourself"
+        )
     if hard_labels is None:
         return None
-    return _check.scalar_within(fn, "alpha", share, "in [0, 1]")
+    share = _ALPHA if alpha is None else alpha
+    return _check.valid_scalar(fn, "alpha", share, _check.inside("[0, 1]"), "in [0, 1]")
 
 
 def _divergence_options(fn: str, name: DivergenceName, beta: float) -> Divergence:

@@ -71,7 +71,7 @@ def balanced_class_weights(counts: ArrayLike) -> jax.Array:
       King and Zeng, Logistic Regression in Rare Events Data, 2001; scikit-learn's
       `compute_class_weight("balanced")`.
     """
-    n = _valid_counts(_check.class_counts("balanced_class_weights", counts))
+    n = _valid_counts(_class_counts("balanced_class_weights", counts))
     return jnp.sum(_replace_nan(n, 0.0)) / n / n.size
 
 
@@ -111,7 +111,7 @@ def effective_number_weights(counts: ArrayLike, beta: float) -> jax.Array:
       arXiv:1901.05555, equation 3.
     """
     fn = "effective_number_weights"
-    n = _valid_counts(_check.class_counts(fn, counts))
+    n = _valid_counts(_class_counts(fn, counts))
     beta = _check.fraction(fn, "beta", beta)
     log_beta = math.log(beta) if beta else -math.inf
     each = 1 / (n if beta == 1 else -jnp.expm1(n * log_beta))
@@ -169,9 +169,9 @@ def logit_adjustment(logits: ArrayLike, prior: ArrayLike, tau: ArrayLike = 1.0) 
     """
     fn = "logit_adjustment"
     z = _check.logits(fn, logits)
-    pi = _check.class_prior(fn, prior, z.shape[-1])
+    pi = _class_prior(fn, prior, z.shape[-1])
     t = _check.scalar(fn, "tau", tau)
-    _check.possible_prior(fn, prior, tau)
+    _possible_prior(fn, prior, tau)
     return _logit_adjustment(z, pi, t)
 
 
@@ -207,7 +207,7 @@ def ldam_margins(counts: ArrayLike, max_margin: float = 0.5) -> jax.Array:
       Margin Loss, arXiv:1906.07413, equation 13.
     """
     fn = "ldam_margins"
-    n = _valid_counts(_check.class_counts(fn, counts))
+    n = _valid_counts(_class_counts(fn, counts))
     largest = _check.not_negative(fn, "max_margin", max_margin)
     return largest * (jnp.min(_replace_nan(n, jnp.inf)) / n) ** 0.25
 
@@ -259,13 +259,58 @@ def ldam(row_losses: ArrayLike, labels: ArrayLike, margins: ArrayLike) -> jax.Ar
       Margin Loss, arXiv:1906.07413, equation 12.
     """
     fn = "ldam"
-    nll = _check.row_losses(fn, row_losses)
+    _check.nonnegative(fn, "row_losses", row_losses)
+    nll = _check.floats(fn, "row_losses", row_losses)
     y = _check.labels(fn, labels, nll.shape)
     delta = _check.weights(fn, "margins", margins, _check.one_axis(fn, "margins", margins))
     assert delta is not None
     _check.nonnegative(fn, "margins", margins)
     _check.label_values(fn, labels, delta.size, nll != 0)
     return _ldam(nll, y, delta)
+
+
+def _class_numbers(fn: str, name: str, x: ArrayLike, interval: str, must: str) -> Float[Array, "V"]:
+    """Return one number for each of at least one class; raise ValueError at one outside."""
+    out = _check.number(fn, name, x)
+    _check.some_classes(fn, name, _check.one_axis(fn, name, x), (0,))
+    _check.every_entry(fn, name, x, _check.inside(interval), must)
+    return out
+
+
+def _class_counts(fn: str, x: ArrayLike) -> Float[Array, "V"]:
+    """Return how often each class occurs: finite, and not 0."""
+    return _class_numbers(
+        fn,
+        "counts",
+        x,
+        "(0, inf)",
+        "must be finite and positive: nothing is known of a class that does not occur; "
+        "np.maximum(counts, 1) counts it as seen once",
+    )
+
+
+def _class_prior(fn: str, x: ArrayLike, classes: int) -> Float[Array, "V"]:
+    """Return counts or probabilities, one a class, finite, not negative and not all 0."""
+    out = _class_numbers(fn, "prior", x, "[0, inf)", "must be finite and not negative")
+    if out.shape != (classes,):
+        raise ValueError(
+            f"{fn}: `prior` must have one number a class, shape {[classes]}, got "
+            f"{_check.describe(x)}"
+        )
+    values = _check.concrete(x)
+    if values is not None and not np.any(values):
+        raise ValueError(f"{fn}: `prior` is 0 for every class")
+    return out
+
+
+def _possible_prior(fn: str, prior: ArrayLike, tau: ArrayLike) -> None:
+    """Raise ValueError if a class of prior 0 would become certain, when both are concrete."""
+    t, found = _check.concrete(tau), _check.first_invalid(prior, lambda p: p != 0)
+    if t is not None and t < 0 and found:
+        raise ValueError(
+            f"{fn}: `prior`{found[0]} = 0 with tau = {t} would make that class certain; "
+            "np.maximum(counts, 1) counts it as seen once"
+        )
 
 
 def _valid_counts(n: Float[Array, "V"]) -> Float[Array, "V"]:

@@ -78,7 +78,7 @@ def entropy(p: ArrayLike) -> jax.Array:
       Shannon, A Mathematical Theory of Communication, 1948; Cover and Thomas, Elements of
       Information Theory, 2006, §2.1.
     """
-    return _compute_rows(_row_entropy, "entropy", (_check.probabilities("entropy", "p", p),))
+    return _compute_rows(_row_entropy, "entropy", (_checked_probabilities("entropy", "p", p),))
 
 
 @_check.keywords
@@ -151,9 +151,8 @@ def binary_cross_entropy(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax
       Goodfellow, Bengio, Courville, Deep Learning, 2016, §6.2.2.2.
     """
     fn = "binary_cross_entropy"
-    return _binary_cross_entropy(
-        fn, *_check_pair(fn, p, q, rows=False), eps=_check.clip_fraction(fn, eps)
-    )
+    p, q = _check_pair(fn, p, q, rows=False)
+    return _binary_cross_entropy(fn, p, q, eps=_check.static_number(fn, "eps", eps, "[0, 0.5)"))
 
 
 @_check.keywords
@@ -255,7 +254,7 @@ def perplexity(p: ArrayLike) -> jax.Array:
       Recognition Tasks, 1977.
     """
     return jnp.exp(
-        _compute_rows(_row_entropy, "perplexity", (_check.probabilities("perplexity", "p", p),))
+        _compute_rows(_row_entropy, "perplexity", (_checked_probabilities("perplexity", "p", p),))
     )
 
 
@@ -347,16 +346,48 @@ def bits_to_nats(bits: ArrayLike) -> jax.Array:
 
 def _check_pair(fn: str, p: ArrayLike, q: ArrayLike, *, rows: bool = True) -> tuple[Array, Array]:
     """Check p and q and broadcast them to one shape: one of them may be given once for all."""
-    p = _check.probabilities(fn, "p", p, rows=rows)
-    q = _check.probabilities(fn, "q", q, rows=rows)
-    shape = _check.same_shape_or_one(fn, p, q, one=int(rows))
+    p = _checked_probabilities(fn, "p", p, rows=rows)
+    q = _checked_probabilities(fn, "q", q, rows=rows)
+    shape = _common_shape(fn, p, q, one=int(rows))
     return jnp.broadcast_to(p, shape), jnp.broadcast_to(q, shape)
+
+
+def _checked_probabilities(fn: str, name: str, x: ArrayLike, *, rows: bool = True) -> PerEntry:
+    """Return numbers in [0, 1] as floats; as `rows` with at least one class in the last axis."""
+    _check.numeric(fn, name, x, jnp.bool_)
+    shape = _check.shape_of(x)
+    if rows and not shape:
+        raise ValueError(
+            f"{fn}: `{name}` needs an axis of classes, got a scalar; the probability of a yes is "
+            "[1 - p, p]"
+        )
+    if rows:
+        _check.some_classes(fn, name, shape, (-1,))
+    _check.between_0_and_1(fn, name, x)
+    return _check.as_floats(x)
+
+
+def _common_shape(fn: str, p: Array, q: Array, one: int) -> tuple[int, ...]:
+    """Return the shape of `p` and `q` together: the same, or one is given once for all the other's.
+
+    `one` is how many axes such an argument keeps: 1 for a row, 0 for a number.
+    """
+    for small, large in ((p.shape, q.shape), (q.shape, p.shape)):
+        if small in (large, large[len(large) - one :]):
+            return large
+    raise ValueError(
+        f"{fn}: `p` and `q` must have the same shape, or one of them be a single "
+        f"{'row' if one else 'number'} for all of the other, got {_check.describe(p)} and "
+        f"{_check.describe(q)}; jnp.broadcast_to says which belong together"
+    )
 
 
 def _compute_rows(
     formula: Callable[..., PerRow], fn: str, given: tuple[Array, ...], *, eps: float = 0.0
 ) -> PerRow:
-    return _compute_rows_jit(formula, fn, given, eps=_check.clip_fraction(fn, eps))
+    return _compute_rows_jit(
+        formula, fn, given, eps=_check.static_number(fn, "eps", eps, "[0, 0.5)")
+    )
 
 
 @partial(jax.jit, static_argnums=(0, 1), static_argnames=("eps",), inline=True)

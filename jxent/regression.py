@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import erfc
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from jxent import _check
 from jxent._core.log_softmax import loss_dtype
@@ -110,14 +110,15 @@ def gaussian_nll(
     mu = _check.floats(fn, "mean", mean)
     dtype = loss_dtype(mu.dtype)
     y = _check.weights(fn, "target", target, mu.shape, dtype)
-    _check.either(fn, "variance", variance, "log_variance", log_variance)
-    one_or_each = partial(_check.one_or_each, fn, shape=mu.shape, other="mean", dtype=dtype)
+    if variance is not None and log_variance is not None:
+        raise ValueError(f"{fn}: `variance` and `log_variance` say the same; give one of them")
+    one_or_each = partial(_one_or_each, fn, shape=mu.shape, other="mean", dtype=dtype)
     assert y is not None
     if log_variance is not None:
         return _gaussian_nll(mu, y, one_or_each("log_variance", log_variance), logged=True)
     given = 1.0 if variance is None else variance
-    _check.all_positive(fn, "variance", given)
-    _check.within_range(fn, "variance", given, dtype)
+    _every_number(fn, "variance", given, lambda v: ~(v <= 0), "must be positive")
+    _within_range(fn, "variance", given, dtype)
     return _gaussian_nll(mu, y, one_or_each("variance", given), logged=False)
 
 
@@ -241,8 +242,9 @@ def hl_gauss(
     _check.one_of(fn, "outside", outside, ("error", "clip"))
     s = None
     if sigma is not None:
-        s = _check.scalar_within(fn, "sigma", sigma, "positive").astype(y.dtype)
-        _check.within_range(fn, "sigma", sigma, y.dtype)
+        s = _check.valid_scalar(fn, "sigma", sigma, _check.inside("(0, inf)"), "positive")
+        _within_range(fn, "sigma", sigma, y.dtype)
+        s = s.astype(y.dtype)
     return _hl_gauss(_restrict_to_support(fn, values, y, e, outside), e, s)
 
 
@@ -311,7 +313,11 @@ def expected_value(logits: ArrayLike, bins: Support, *, probabilities: bool = Fa
     fn = "expected_value"
     z = _check.logits(fn, logits)
     b = _support_points(fn, "bins", bins, 0, 1, loss_dtype(z.dtype))
-    _check.as_many_bins(fn, z, b.size)
+    if z.shape[-1] != b.size:
+        raise ValueError(
+            f"{fn}: `bins` must have one value for each of {z.shape[-1]} classes, got {b.size}; "
+            "edges of bins become values by bin_centers(edges)"
+        )
     if probabilities:
         _check.nonnegative(fn, "logits", logits)
     return _expected_value(z, b, probabilities=probabilities)
@@ -354,7 +360,7 @@ def bin_centers(edges: Support) -> jax.Array:
     fn = "bin_centers"
     e = _support_points(fn, "edges", edges, 1, 2)
     middles = e[:-1] + (e[1:] - e[:-1]) / 2
-    _check.distinct(fn, "the middles of `edges`", "edges", middles)
+    _distinct(fn, "the middles of `edges`", "edges", middles)
     return middles
 
 
@@ -405,11 +411,99 @@ def _floating_values(fn: str, x: ArrayLike) -> PerEntry:
 def _support_points(
     fn: str, name: str, x: Support, more: int, least: int, dtype: Any | None = None
 ) -> Points:
-    """Return the given points, or V + more evenly spaced ones; at least `least`, in this dtype."""
+    """Return the given points, or V + more evenly spaced ones, in this dtype or their own.
+
+    Raise ValueError unless there are at least `least`, finite and increasing when concrete, in the
+    dtype they are returned in, too.
+    """
     if isinstance(x, tuple):
-        low, high, classes = _check.spacing(fn, name, x, least - more)
+        low, high, classes = _spacing(fn, name, x, least - more)
         x = np.linspace(low, high, classes + more)
-    return _check.points(fn, name, x, least, dtype)
+    with np.errstate(over="ignore"):  # `_distinct` raises
+        given = _check.number(fn, name, x, np.float32 if dtype is None else dtype)
+        given = given.astype(np.promote_types(given.dtype, np.float32) if dtype is None else dtype)
+    _check.one_axis(fn, name, x)
+    if given.size < least:
+        raise ValueError(
+            f"{fn}: `{name}` must have at least {least} entries, got {_check.describe(x)}"
+        )
+    values = _check.concrete(x)
+    if values is not None:
+        values = values.astype(np.float64)
+        if found := _check.first_invalid(values, lambda b: np.isfinite(b) & _above_previous(b)):
+            at, value = found
+            raise ValueError(
+                f"{fn}: `{name}` must be finite and increasing, got {value} at "
+                f"{at}; np.sort(np.unique(...)) makes them so"
+            )
+        with np.errstate(over="ignore"):
+            _distinct(fn, f"`{name}`", name, values.astype(given.dtype))
+    return given
+
+
+def _spacing(fn: str, name: str, x: tuple[Any, ...], least: int) -> tuple[float, float, int]:
+    """Return (low, high, how many classes)."""
+    if len(x) != 3:
+        raise TypeError(
+            f"{fn}: `{name}` must be an array or a tuple (low, high, classes), got a tuple of "
+            f"{len(x)}; np.array(...) makes an array of it"
+        )
+    low, high = (_check.static_number(fn, f"{name}[{i}]", x[i]) for i in (0, 1))
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"{fn}: `{name}` must have a finite low < high, got {low} and {high}")
+    return low, high, _check.whole(fn, f"{name}[2]", x[2], least, " classes")
+
+
+def _above_previous(x: Shaped[np.ndarray, "K"]) -> Bool[np.ndarray, "K"]:
+    return np.append(True, x[1:] > x[:-1])
+
+
+def _distinct(fn: str, what: str, name: str, x: Shaped[Any, "K"]) -> None:
+    """Raise ValueError at the first concrete increasing number that rounding made ∞ or the same."""
+    found = _check.first_invalid(x, lambda b: np.isfinite(b) & _above_previous(b))
+    if found:
+        at, value = found
+        fault, way = "finite", "divide {} by a scale"
+        if np.isfinite(value):
+            fault, way = "distinct", "subtract an offset from {}"
+        raise ValueError(
+            f"{fn}: {what}{at} = {value} is not {fault} in {value.dtype.name}; "
+            f"{way.format(f'values and {name}')}"
+        )
+
+
+def _one_or_each(
+    fn: str, name: str, x: ArrayLike, *, shape: tuple[int, ...], other: str, dtype: Any
+) -> Float[Array, "..."]:
+    """Return numbers, one for all or one for each of the other's; integers in this dtype."""
+    if _check.shape_of(x) not in ((), shape):
+        raise ValueError(
+            f"{fn}: `{name}` must be one number or have the shape of `{other}` {list(shape)}, got "
+            f"{_check.describe(x)}; jnp.broadcast_to(..., {other}.shape) says which belong together"
+        )
+    return _check.number(fn, name, x, dtype)
+
+
+def _every_number(fn: str, name: str, x: ArrayLike, valid: _check.Predicate, must: str) -> None:
+    """Raise ValueError at the first number that is not valid; a scalar has no position."""
+    if found := _check.first_invalid(x, valid):
+        at, value = found
+        raise ValueError(f"{fn}: `{name}`{at or ''} = {value} {must}")
+
+
+def _within_range(fn: str, name: str, x: ArrayLike, dtype: Any) -> None:
+    """Raise ValueError at the first positive entry that this dtype makes 0 or ∞, when concrete."""
+    tiny, largest = float(jnp.finfo(dtype).tiny), float(jnp.finfo(dtype).max)
+
+    def normal(x: np.ndarray) -> Any:
+        wide = x.astype(np.float64)
+        return ~((wide < tiny) | ((wide > largest) & (wide < np.inf)))
+
+    must = (
+        f"is outside {np.dtype(dtype).name}'s normal numbers, {tiny:.2g} to {largest:.2g}; use "
+        "another unit"
+    )
+    _every_number(fn, name, x, normal, must)
 
 
 def _restrict_to_support(
@@ -419,6 +513,12 @@ def _restrict_to_support(
     if outside == "clip":
         return jnp.clip(y, b[0], b[-1])
     bad = _is_outside(y, b)
-    _check.values_within(fn, given, bad, b)
+    far, ends = _check.concrete(bad), _check.concrete(b)
+    if far is not None and ends is not None:
+        must = (
+            f"is outside [{ends[0]}, {ends[-1]}], one of {int(np.sum(far))}; widen the "
+            "support, or outside='clip'"
+        )
+        _every_number(fn, "values", given, lambda _: ~far, must)
     _check.traced_entries(fn, "values", y, ~bad, "is outside the support")
     return jnp.where(bad, jnp.nan, y)

@@ -101,7 +101,7 @@ def generalized_cross_entropy(
       Labels, arXiv:1805.07836, equation 6.
     """
     fn = "generalized_cross_entropy"
-    _check.within_unit(fn, "q", q)
+    _check.between_0_and_1(fn, "q", q)
     z, rows = softmax_inputs(fn, logits, labels, axis, where, class_weights)
     return row_losses_of_nll(fn, _generalized, z, rows, {"q": q})
 
@@ -163,7 +163,9 @@ def symmetric_cross_entropy(
     fn = "symmetric_cross_entropy"
     _check.finite_nonnegative(fn, "alpha", alpha)
     _check.finite_nonnegative(fn, "beta", beta)
-    A = _check.log_of_zero(fn, log_zero)
+    A = _check.static_number(
+        fn, "log_zero", log_zero, "(-inf, 0]", "stands for log 0: finite, not positive"
+    )
     a, b = _check.scalar(fn, "alpha", alpha), _check.scalar(fn, "beta", beta)
     z, rows = softmax_inputs(fn, logits, labels, axis, where, class_weights)
     if is_labels(rows.targets):
@@ -237,7 +239,7 @@ def asymmetric_loss(
     for name, gamma in gammas.items():
         _check.finite_nonnegative(fn, name, gamma)
     parameters = tuple(_check.per_logit(fn, name, a, x.shape) for name, a in gammas.items())
-    m = _check.below_one(fn, "clip", clip)
+    m = _check.static_number(fn, "clip", clip, "[0, 1)")
     loss = ElementwiseLoss(fn, _asymmetric, _valid_gammas, (m,))
     return elementwise_losses(loss, x, y, parameters, options)
 

@@ -616,8 +616,8 @@ MUTANTS = [
     ),
     Mutant(
         "_check.py",
-        "values = np.where(keep, values, 0)\n    within_unit",
-        "values = np.asarray(values)\n    within_unit",
+        "bad = ~valid(values) & keep",
+        "bad = ~valid(values)",
         "test_binary.py",
         "what_is_dropped",
     ),

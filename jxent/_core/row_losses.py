@@ -58,11 +58,32 @@ def as_distributions(
 ) -> Logits:
     """Check distributions, or one-hot integers, and move their classes last.
 
-    With `one_row` also floats [V], one distribution for all rows, as optax takes them.
+    With `one_row` also floats [V], one distribution for all rows, as optax takes them. Integers
+    [V] raise: more likely they are labels of another batch.
     """
-    moved = rows_of(labels)
-    assert moved is not None
-    return _check.soft_labels(fn, moved, z, one_row)
+    x = rows_of(labels)
+    assert x is not None
+    rows, one_for_all, shape = z.shape[:-1], z.shape[-1:], _check.shape_of(x)
+    if _check.is_integer(x) and shape == rows and z.ndim > 1:
+        raise ValueError(
+            f"{fn}: `labels` must be distributions of the logits' shape {list(z.shape)}, got "
+            f"{_check.describe(x)}; for integer labels use "
+            "softmax_cross_entropy_with_integer_labels"
+        )
+    floating = _check.has_dtype(x, jnp.floating)
+    if shape != z.shape and not (one_row and floating and shape == one_for_all):
+        other = (
+            f"be floats {list(one_for_all)} for all rows"
+            if one_row
+            else f"be integers, one a row, shape {list(rows)}"
+        )
+        raise ValueError(
+            f"{fn}: `labels` must have the logits' shape {list(z.shape)} (classes last), or "
+            f"{other}, got {_check.describe(x)}"
+        )
+    _check.nonnegative(fn, "labels", x)
+    t = jnp.asarray(x)
+    return jnp.broadcast_to(t if floating else t.astype(jnp.float32), z.shape)
 
 
 def softmax_inputs(

@@ -98,7 +98,15 @@ def reduction_options(
     fn: str, kind: ReductionKind, normalizer: ArrayLike | None, axis_name: AxisNames | None
 ) -> Reduction:
     """Check a reduction and what goes with it."""
-    kind = _check.reduction(fn, kind, normalizer=normalizer, axis_name=axis_name)
+    if kind not in ("mean", "sum", "none"):
+        raise ValueError(f'{fn}: `reduction` must be "mean", "sum" or "none", got {kind!r}')
+    if normalizer is not None and kind != "mean":
+        raise ValueError(
+            f'{fn}: `normalizer` replaces the denominator of "mean"; with reduction={kind!r} '
+            "divide the result yourself"
+        )
+    if axis_name is not None and kind == "none":
+        raise ValueError(f'{fn}: `axis_name` sums over devices; it cannot go with reduction="none"')
     return Reduction(kind, _check.weights(fn, "normalizer", normalizer, ()), axis_name)
 
 

@@ -135,7 +135,7 @@ def linear_cross_entropy(
     options = loss_options(fn, label_smoothing, z_loss, logit_softcap)
     how = reduction_options(fn, reduction, normalizer, axis_name)
     choice = Choice(
-        _check.implementation(fn, implementation, reduction),
+        choose_implementation(fn, implementation, reduction),
         _check.chunk_size(fn, chunk_size),
         precision,
     )
@@ -170,6 +170,18 @@ def _labels(
     kept = kept_rows(y, where_rows, _check.ignore_index(fn, ignore_index, labelled=True))
     _check.label_values(fn, labels, p.classes, kept)
     return y, kept
+
+
+def choose_implementation(fn: str, x: str | None, reduction: ReductionKind) -> str:
+    """Return the implementation that was asked for, or the first one that can."""
+    if x is None:
+        return "vocab" if reduction == "none" else "tokens"
+    _check.one_of(fn, "implementation", x, (*IMPLEMENTATIONS, None))
+    if x == "tokens" and reduction == "none":
+        raise ValueError(
+            f"{fn}: implementation='tokens' gives a sum of rows; with reduction='none' use 'vocab'"
+        )
+    return x
 
 
 @partial(jax.jit, static_argnames=("options", "choice"), inline=True)

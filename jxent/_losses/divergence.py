@@ -74,7 +74,7 @@ def kl_divergence(
     """
     fn = "kl_divergence"
     q, t, counts, axes = _check_arguments(fn, log_predictions, "targets", targets, axis, where)
-    _check.nonnegative_where(fn, "targets", targets, counts)
+    _check.nonnegative(fn, "targets", targets, counts)
     return _kl_divergence(q, t, counts, axes=axes)
 
 
@@ -139,8 +139,43 @@ def _check_arguments(
     axes = _check.axes(fn, axis, q.ndim)
     _check.some_classes(fn, "log_predictions", q.shape, axes)
     last = axes == (q.ndim - 1,)
-    t = _check.same_or_one_row(fn, name, targets, "log_predictions", q.shape, one_row=last)
-    return q, t, _check.counted(fn, where, "log_predictions", q.shape, axes), axes
+    t = same_or_one_row(fn, name, targets, "log_predictions", q.shape, one_row=last)
+    return q, t, counted(fn, where, "log_predictions", q.shape, axes), axes
+
+
+def same_or_one_row(
+    fn: str, name: str, x: ArrayLike, other: str, shape: tuple[int, ...], one_row: bool
+) -> Float[Array, "..."]:
+    """Return floats of the other argument's shape, or as `one_row` floats [V] for all rows."""
+    array = _check.floats(fn, name, x)
+    if array.shape != shape and not (one_row and array.shape == shape[-1:]):
+        alternative = f", or {list(shape[-1:])} for all rows" if one_row else ""
+        raise ValueError(
+            f"{fn}: `{name}` must have the shape of `{other}` {list(shape)}{alternative}, got "
+            f"{_check.describe(x)}; jnp.broadcast_to(..., {other}.shape) says which rows you mean"
+        )
+    return array
+
+
+def counted(
+    fn: str, x: ArrayLike | None, other: str, shape: tuple[int, ...], axes: tuple[int, ...]
+) -> Bool[Array, "..."] | None:
+    """Return `where` against all axes of the other argument: what a sum over `axes` counts."""
+    if x is None:
+        return None
+    if not _check.has_dtype(x, jnp.bool_):
+        raise TypeError(
+            f"{fn}: `where` must be boolean, got {_check.describe(x)}; compare it (mask != 0)"
+        )
+    rows = tuple(size for a, size in enumerate(shape) if a not in axes)
+    if _check.shape_of(x) == shape:
+        return jnp.asarray(x)
+    if _check.shape_of(x) == rows:
+        return jnp.expand_dims(jnp.asarray(x), axes)
+    raise ValueError(
+        f"{fn}: `where` must have the rows' shape {list(rows)} or the shape of `{other}` "
+        f"{list(shape)}, got {_check.describe(x)}"
+    )
 
 
 @partial(jax.jit, static_argnames=("axes",), inline=True)

@@ -181,7 +181,7 @@ def sigmoid_focal_loss(
     )
     y = _check.binary_labels(fn, labels, x.shape, options.kept)
     if alpha is not None:
-        _check.within_unit(fn, "alpha", alpha)
+        _check.between_0_and_1(fn, "alpha", alpha)
     _check.finite_nonnegative(fn, "gamma", gamma)
     given = {"alpha": alpha, "gamma": gamma}
     parameters = tuple(_check.per_logit(fn, name, a, x.shape) for name, a in given.items())

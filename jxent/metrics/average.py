@@ -60,7 +60,8 @@ class Average(NamedTuple):
     @_check.keywords
     def of(cls, values: ArrayLike, weights: ArrayLike | None = None) -> "Average":
         """Average all values of an array; a weight of 0 drops its value, whatever that is."""
-        x = _check.entries("Average.of", "values", values)
+        _check.numeric("Average.of", "values", values, jnp.bool_)
+        x = _check.as_floats(values)
         w = _check.weights("Average.of", "weights", weights, x.shape)
         return _weighted_average(x, w)
 

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import jax
 
-from jxent import _check
 from jxent._typing import AxisNames, Scalar
 from jxent.metrics.average import Average
 
@@ -23,7 +22,12 @@ class MetricSums:
         Raises:
           ValueError: it was made with others.
         """
-        _check.same_made(f"{type(self).__name__}.merge", self._options(), other._options())
+        ours, theirs = self._options(), other._options()
+        if ours != theirs:
+            raise ValueError(
+                f"{type(self).__name__}.merge: `other` was made with other options: {theirs} where "
+                f"these have {ours}"
+            )
         return _map_averages(Average.merge, self, other)
 
     def psum(self: M, axis_name: AxisNames) -> M:

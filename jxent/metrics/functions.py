@@ -291,9 +291,11 @@ def reliability_curve(
     fn = "reliability_curve"
     z, *rest = check_rows(fn, logits, labels, where, ignore_index, row_weights)
     bins = _check.whole(fn, "bins", bins, 1)
-    of = _check.class_index(fn, "of_class", of_class, z.shape[-1])
-    if of is None:
+    if of_class is None:
         return _classification_metric(z, *rest, name="reliability", bins=bins)
+    of, classes = _check.whole(fn, "of_class", of_class, 0), z.shape[-1]
+    if of >= classes:
+        raise ValueError(f"{fn}: `of_class` {of_class} is outside [0, {classes})")
     return _curve_of_class(z, *rest, bins=bins, of_class=of)
 
 

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from jxent import _check
@@ -314,24 +313,17 @@ def _check_labels(
     fn: str, x: ArrayLike, shape: tuple[int, ...], kept: Bool[Array, "..."] | None
 ) -> Shaped[Array, "..."]:
     """Check labels of the logits' shape, each 0 or 1 where kept."""
-    if not (_check._is(x, jnp.bool_) or _check._is(x, jnp.integer) or _check._is(x, jnp.floating)):
+    if not _check.has_dtype(x, jnp.bool_, jnp.integer, jnp.floating):
         raise TypeError(
-            f"{fn}: `labels` must be booleans, integers or floats, got {_check._came(x)}"
+            f"{fn}: `labels` must be booleans, integers or floats, got {_check.describe(x)}"
         )
     if _check.shape_of(x) != shape:
         raise ValueError(
             f"{fn}: `labels` must say 0 or 1 of each label, shape {list(shape)}, got "
-            f"{_check._came(x)}"
+            f"{_check.describe(x)}"
         )
-    values, keep = _check.concrete(x), True if kept is None else _check.concrete(kept)
-    if values is not None and keep is not None:
-        bad = ~((values == 0) | (values == 1)) & keep
-        if np.any(bad):
-            at = np.unravel_index(int(np.argmax(bad)), values.shape)
-            raise ValueError(
-                f"{fn}: `labels`{list(map(int, at))} = {values[at]} is neither 0 nor 1; leave "
-                "unknown labels out with where="
-            )
+    must = "is neither 0 nor 1; leave unknown labels out with where="
+    _check.every_entry(fn, "labels", x, lambda v: (v == 0) | (v == 1), must, kept)
     return jnp.asarray(x)
 
 

@@ -67,9 +67,7 @@ def check_weights(fn: str, x: Any, rows: int) -> Float[np.ndarray, " N"]:
     if x is None:
         return np.ones(rows)
     values = _float_column(fn, "weights", x, rows)
-    if np.any(bad := ~((values >= 0) & np.isfinite(values))):
-        at = int(np.argmax(bad))
-        raise ValueError(f"{fn}: `weights`[{at}] = {values[at]} must be finite and not negative")
+    _check.finite_nonnegative(fn, "weights", values)
     if not np.any(values):
         raise ValueError(f"{fn}: `weights` are all 0: no row counts")
     return values
@@ -82,12 +80,12 @@ def check_groups(fn: str, x: Any, rows: int) -> Integer[np.ndarray, " N"] | None
     values = _on_host(fn, "groups", x)
     if values.dtype.kind not in "biufSU":
         raise TypeError(
-            f"{fn}: `groups` must be integers or strings, got {_check._came(values)}; "
+            f"{fn}: `groups` must be integers or strings, got {_check.describe(values)}; "
             "np.unique(groups, return_inverse=True)[1] makes integers of most things"
         )
     if values.shape != (rows,):
         raise ValueError(
-            f"{fn}: `groups` must have one name a row, {[rows]}, got {_check._came(values)}"
+            f"{fn}: `groups` must have one name a row, {[rows]}, got {_check.describe(values)}"
         )
     if values.dtype.kind == "f" and np.any(bad := np.isnan(values)):
         raise ValueError(f"{fn}: `groups`[{int(np.argmax(bad))}] is nan: a row without a group")
@@ -131,8 +129,7 @@ def _on_host(fn: str, name: str, x: Any) -> np.ndarray:
 def _float_column(fn: str, name: str, x: Any, rows: int | None = None) -> Float[np.ndarray, " N"]:
     """Return numbers, on one axis and as many as `rows`, in float64."""
     values = _on_host(fn, name, x)
-    if not any(_check._is(values, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
-        raise TypeError(f"{fn}: `{name}` must be numbers, got {_check._came(values)}")
+    _check.numeric(fn, name, values, jnp.bool_)
     _check.one_axis(fn, name, values)
     if rows is not None and values.size != rows:
         raise ValueError(f"{fn}: `{name}` must have one number a row, {rows}, got {values.size}")
