@@ -19,6 +19,9 @@ if jaxlib.version.__version_info__[:2] < (0, 11):
 # Machine code as people have it, whatever the test run asks for.
 as_users = functools.partial(jax.jit, compiler_options=USERS)
 
+# The other way round: where rules are compared, not digits.
+quickly = functools.partial(jax.jit, compiler_options=QUICK)
+
 
 def flags(options: dict[str, int | bool]) -> str:
     """The options as they are written in XLA_FLAGS."""
