@@ -1,5 +1,6 @@
 """How every test runs: shapes checked at run time, strict promotion, eight CPU devices."""
 
+import gc
 import os
 
 # Read when JAX first looks for devices.
@@ -12,8 +13,10 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
 import jaxtyping
 
-jaxtyping.install_import_hook("jxent", "beartype.beartype")
+if not jaxtyping.config.jaxtyping_disable:
+    jaxtyping.install_import_hook("jxent", "beartype.beartype")
 
+import compiling
 import jax
 import pytest
 from compare import enable_x64
@@ -28,13 +31,18 @@ settings.load_profile("ordinary")
 
 def pytest_configure(config: pytest.Config) -> None:
     # Most programs run once, and compiling takes the time: but for the exhaustive run, and for who
-    # asks otherwise in XLA_FLAGS, their machine code is not optimised. What XLA fuses is the same.
-    level = "--xla_backend_optimization_level"
-    if "not deep" in config.option.markexpr and level not in os.environ["XLA_FLAGS"]:
-        os.environ["XLA_FLAGS"] += f" {level}=0"
+    # asks otherwise in XLA_FLAGS, they are compiled in less.
+    if "not deep" in config.option.markexpr and compiling.LEVEL not in os.environ["XLA_FLAGS"]:
+        os.environ["XLA_FLAGS"] += f" {compiling.flags(compiling.QUICK)}"
     config.addinivalue_line(
         "markers", "relaxed: JAX's ordinary promotion throughout, not the strict one"
     )
+
+
+def pytest_collection_finish() -> None:
+    # Tracing makes garbage by the million, and what was imported is none: look there less often.
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from compare import enable_x64
+from compiling import quickly
 
 # Central differences of a function of size 1 err by about ε^(2/3) with this step.
 _STEP = float(np.finfo(np.float64).eps) ** (1 / 3)
@@ -25,7 +26,7 @@ def assert_derivatives(
     with enable_x64():
         x, w = jnp.asarray(points, jnp.float64), jnp.asarray(direction, jnp.float64)
         gradient, hessian = jax.jacrev(f), jax.jacfwd(jax.jacrev(f))
-        value_at, gradient_at, hessian_at = (jax.jit(jax.vmap(g)) for g in (f, gradient, hessian))
+        value_at, gradient_at, hessian_at = (quickly(jax.vmap(g)) for g in (f, gradient, hessian))
         for below, at in ((value_at, gradient_at), (gradient_at, hessian_at)):
             exact = np.asarray(at(x))
             for i in range(points.shape[1]):
@@ -35,7 +36,7 @@ def assert_derivatives(
         np.testing.assert_allclose(exact, exact.swapaxes(1, 2), rtol=1e-10, atol=1e-13)
 
         along = lambda t, x, w: f(x + t * w)
-        third = jax.jit(jax.vmap(jax.grad(jax.grad(jax.grad(along))), in_axes=(None, 0, 0)))
+        third = quickly(jax.vmap(jax.grad(jax.grad(jax.grad(along))), in_axes=(None, 0, 0)))
         bent = lambda x: jnp.einsum("pij,pi,pj->p", hessian_at(x), w, w)
         difference = (bent(x + _STEP * w) - bent(x - _STEP * w)) / (2 * _STEP)
         exact = np.asarray(third(0.0, x, w))

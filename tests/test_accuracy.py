@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import as_users, value_and_gradients
+from cases import value_and_gradients
 from compare import f64, ulp
+from compiling import as_users
 from hostile import linear
 from often import first, only
 

@@ -10,8 +10,9 @@ import numpy as np
 import oracle
 import pytest
 import scipy.special
-from cases import as_users, value_and_gradients
+from cases import value_and_gradients
 from compare import assert_close, f64
+from compiling import as_users
 from derivatives import assert_derivatives
 from hypothesis import given
 from hypothesis import strategies as st

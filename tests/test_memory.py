@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import split
+from compiling import as_users
 from often import first
 
 import jxent
@@ -158,7 +159,7 @@ def test_temporary_memory(loss, options, dtype):
     def total(z: Any, floats: Any, arrays: Any) -> jax.Array:
         return jnp.sum(fn(logits=z, **floats, **arrays, **dict(static)))
 
-    compiled = jax.jit(jax.value_and_grad(total)).lower(z, floats, arrays).compile()
+    compiled = as_users(jax.value_and_grad(total)).lower(z, floats, arrays).compile()
     held = compiled.memory_analysis().temp_size_in_bytes / (4 * ROWS * CLASSES)
     # Half-precision logits are widened once, targets too.
     wide = 0 if dtype == "float32" else 1 if "labels" in loss else 3

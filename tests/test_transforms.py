@@ -25,6 +25,7 @@ from cases import (
     value_and_gradients,
 )
 from compare import assert_close, f64
+from compiling import quickly
 from jax import export
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec as P
@@ -209,6 +210,11 @@ ROW_CASES = [
 HALF = ("jacrev", "vmap", "grad", "scan")
 
 
+def compiled(transform: str) -> Any:
+    """`jax.jit`: the other transforms of a loss are compiled in less, only their rules differ."""
+    return jax.jit if transform == "grad" else quickly
+
+
 def in_each_dtype(cases: list[Any]) -> list[Any]:
     """The cases in float32, and those of some transforms in bfloat16 in the exhaustive run."""
     half = [
@@ -225,7 +231,7 @@ def test_row_losses(case, transform, dtype):
     case = Case(case.fn, cast(case.arguments, dtype))
     f, x = function(case)
     g = cotangent(case)
-    run = jax.jit(lambda x, g: (f(x), ROW_TRANSFORMS[transform](case, f, x, g)))
+    run = compiled(transform)(lambda x, g: (f(x), ROW_TRANSFORMS[transform](case, f, x, g)))
     value, gradients = run(x, g)
     expected = case.expected()
     assert_close(value, expected.value, rtol=PROMISE, scale=expected.scale["value"])
@@ -263,7 +269,8 @@ def test_training_losses(case, transform, dtype):
     case = Case(case.fn, cast(case.arguments, dtype))
     f, x = function(case)
     g = cotangent(case)
-    gradients = jax.jit(lambda x, g: TRAINING_TRANSFORMS[transform](case, f, x, g))(x, g)
+    run = compiled(transform)(lambda x, g: TRAINING_TRANSFORMS[transform](case, f, x, g))
+    gradients = run(x, g)
     assert_gradients(case, gradients, g)
 
 
@@ -370,7 +377,7 @@ SECOND_CASES = [
 def test_second_derivatives(case, order, x64):
     g = f64(cotangent(case))
     loss, gradient, at = flat_function(case, g)
-    assert_near(jax.jit(SECOND[order](loss))(at), central(gradient, at))
+    assert_near(quickly(SECOND[order](loss))(at), central(gradient, at))
 
 
 @pytest.mark.deep
@@ -379,8 +386,8 @@ def test_third_derivatives(name, x64):
     """Against differences of the second ones, which are the oracle's."""
     case = {**ROW_LOSSES, **TRAINING_LOSSES}[name]
     loss, _, at = flat_function(case, f64(cotangent(case)))
-    second = jax.jit(jax.jacrev(jax.jacrev(loss)))
-    third = jax.jit(jax.jacrev(jax.jacrev(jax.jacrev(loss))))
+    second = quickly(jax.jacrev(jax.jacrev(loss)))
+    third = quickly(jax.jacrev(jax.jacrev(jax.jacrev(loss))))
     assert_near(third(at), central(lambda v: np.asarray(second(v)), at))
 
 
@@ -399,7 +406,7 @@ def test_derivatives_inside_a_scan(name, order, x64):
     def derivative(f: Callable[..., jax.Array]) -> Any:
         for _ in range(order - 1):
             f = lambda v, f=f: jnp.vdot(jax.grad(f)(v), along)
-        return jax.jit(jax.grad(f))(at)
+        return quickly(jax.grad(f))(at)
 
     ours, once = derivative(scanned), derivative(lambda v: loss(v) + loss(0.75 * v))
     np.testing.assert_allclose(ours, once, rtol=1e-9, atol=1e-9 * np.abs(once).max())
