@@ -19,7 +19,7 @@ if not jaxtyping.config.jaxtyping_disable:
 import compiling
 import jax
 import pytest
-from compare import enable_x64
+from assertions import enable_x64
 from hypothesis import settings
 
 settings.register_profile(

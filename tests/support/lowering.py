@@ -4,8 +4,8 @@ A hash is of the StableHLO of the value and of all gradients, without symbol nam
 so it is the same for the same program however the code that makes it is laid out.  Hashes change
 with JAX: they are compared within one version and never stored.
 
-    PYTHONPATH=tests python tests/support/lowering.py > before
-    PYTHONPATH=tests python tests/support/lowering.py | diff before -
+    PYTHONPATH=tests/support python tests/support/lowering.py > before
+    PYTHONPATH=tests/support python tests/support/lowering.py | diff before -
 """
 
 import hashlib

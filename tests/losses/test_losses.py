@@ -1,0 +1,466 @@
+"""The losses: value and every gradient against the oracle, and the laws they obey."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from assertions import assert_close, enable_x64, f64
+from cases import OFTEN, ROW_LOSSES, TRAINING_LOSSES, Case, cast, value_and_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sampling import only
+
+import jxent
+
+# The promise for everything that is not a plain row: this share of the sum of its absolute terms.
+PROMISE = {"float32": 1e-5, "bfloat16": 1e-5, "float16": 1e-5, "float64": 1e-13}
+
+
+def check(fn: Any, arguments: Any, cotangent: Any = 1.0, *, cancels: bool = False) -> None:
+    """Value, gradients and their dtypes, against the oracle."""
+    names = ("logits", "log_predictions", "hidden", "student_logits", "student_hidden")
+    said = next(name for name in names if name in arguments)
+    first = arguments[said].dtype
+    expected = Case(fn, arguments).expected(cotangent=cotangent)
+    value, gradients = value_and_gradients(fn, arguments, np.float32(cotangent))
+    rtol = PROMISE[first.name]
+    averaged = arguments.get("class_weights") is not None and arguments.get("reduction") == "mean"
+    assert value.dtype == np.promote_types(first, np.float32)
+    scale = expected.scale["value"]
+    assert_close(value, expected.value, rtol=rtol, scale=scale, cancels=cancels, err_msg="value")
+    for name, gradient in gradients.items():
+        assert gradient.dtype == arguments[name].dtype, name
+        wanted = expected.gradient[name]
+        beyond = np.abs(wanted) > float(jnp.finfo(gradient.dtype).max)  # in float16, soon
+        wanted = np.where(beyond, np.copysign(np.inf, wanted), wanted)
+        # A target's infinite slope may be told as some very large number.
+        large = np.isinf(wanted) & (np.abs(f64(gradient)) > 1e30)
+        # Rounded once; a weighted target's two slopes, through the sum and through what a mean is
+        # divided by, each and then together.
+        roundings = 3 if averaged and name == "targets" else 1
+        assert_close(
+            np.where(large, wanted, f64(gradient)),
+            wanted,
+            rtol=rtol,
+            ulps=0.5 * roundings if gradient.dtype.itemsize < value.dtype.itemsize else 0,
+            scale=expected.scale.get(name),
+            dtype=gradient.dtype,
+            cancels=cancels,
+            err_msg=name,
+        )
+
+
+SHAPES = [(4, 7), (2, 3, 6), (5,), (0, 3), (3, 1), (5, 65)]
+# Each with a soft cap that bends its logits and does not flatten them.
+SOFT_CAPS = {
+    "normal": 5.0,
+    "ties": 5.0,
+    "minus infinity": 5.0,
+    "wide": 20.0,
+    "confident": 20.0,
+    "shifted": None,
+}
+
+
+def logits_of(regime: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    z = rng.standard_normal(shape)
+    if regime == "wide":
+        z = 20 * z
+    elif regime == "shifted":
+        z = z + 1e4
+    elif regime == "ties":
+        z = np.round(z)
+    elif regime == "confident":
+        np.put_along_axis(z, rng.integers(0, shape[-1], (*shape[:-1], 1)), 30.0, axis=-1)
+    elif regime == "minus infinity":
+        z = np.where(rng.random(shape) < 0.2, -np.inf, z)
+        z[..., 0] = np.where(np.isneginf(z[..., 0]), 1.0, z[..., 0])
+    return z
+
+
+@st.composite
+def calls(draw: st.DrawFn, dtypes: tuple[str, ...]) -> tuple[dict[str, Any], Any]:
+    """Arguments of cross_entropy with every option, and a cotangent."""
+    pick = lambda *values: draw(st.sampled_from(values))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    shape, regime, dtype = pick(*SHAPES), pick(*SOFT_CAPS), pick(*dtypes)
+    rows, classes = shape[:-1], shape[-1]
+    arguments: dict[str, Any] = dict(
+        logits=jnp.asarray(logits_of(regime, shape, rng), dtype),
+        label_smoothing=pick(0.0, 0.1, 1.0),
+        z_loss=pick(0.0, 0.01),
+        logit_softcap=pick(None, None, SOFT_CAPS[regime]),
+        reduction=pick("mean", "sum", "none"),
+    )
+    mask = np.ones(shape, bool)
+    if regime == "minus infinity":
+        mask = ~np.isneginf(np.asarray(arguments["logits"], np.float64))
+        if arguments["label_smoothing"]:  # mass on an impossible class, unless it is excluded
+            arguments["where"] = mask
+    where = pick(None, "rows", "classes")
+    if where == "classes":
+        mask = mask & (rng.random(shape) < 0.8)
+        mask[..., 0] = True
+        mask[: len(mask) // 3] &= len(rows) == 0  # rows without any class are dropped
+        arguments["where"] = mask
+    elif where == "rows" and "where" not in arguments:
+        arguments["where"] = np.asarray(rng.random(rows) < 0.7)
+
+    weights = draw(st.sampled_from(["float32", dtype]))
+    if pick("labels", "distributions") == "labels":
+        at = np.where(mask, rng.random(shape), -1).argmax(-1) if rows or classes else 0
+        labels = np.asarray(at, pick(np.int32, np.int8, np.uint8))
+        if pick(False, True):
+            arguments["ignore_index"] = pick(100, 1)
+            labels = np.where(rng.random(rows) < 0.2, labels.dtype.type(100), labels)
+            labels = np.asarray(labels)
+            if arguments["ignore_index"] == 1:
+                labels[labels == 100] = 1
+        arguments["targets"] = labels
+    else:
+        t = rng.gamma(1.0, size=shape) * mask * pick(0.3, 1.0)
+        t[..., -1] = 0 if classes > 1 else t[..., -1]
+        arguments["targets"] = jnp.asarray(t, weights)
+    if pick(False, True):
+        c = rng.uniform(0.5, 2, classes)
+        c[0] = 0 if classes > 1 and pick(False, True) else c[0]
+        arguments["class_weights"] = jnp.asarray(c, weights)
+    if pick(False, True):
+        w = np.asarray(rng.uniform(0.5, 2, rows) * (rng.random(rows) < pick(0.7, 0.0)))
+        arguments["row_weights"] = jnp.asarray(w, weights)
+    if arguments["reduction"] == "mean" and pick(False, True):
+        arguments["normalizer"] = jnp.asarray(pick(3.5, 0.0), weights)
+    none = arguments["reduction"] == "none"
+    return arguments, np.float32(rng.standard_normal(rows) if none else 0.7)
+
+
+UP_TO_FLOAT32 = ("float32", "bfloat16", "float16")
+
+
+@given(calls(UP_TO_FLOAT32))
+def test_cross_entropy(call):
+    check(jxent.cross_entropy, *call, cancels=True)
+
+
+@pytest.mark.deep
+@settings(settings.get_profile("deep"))
+@given(calls(UP_TO_FLOAT32))
+def test_cross_entropy_deep(call):
+    check(jxent.cross_entropy, *call, cancels=True)
+
+
+@settings(max_examples=5)
+@given(data=st.data())
+def test_cross_entropy_float64(data):
+    with enable_x64():
+        check(jxent.cross_entropy, *data.draw(calls(("float64",))), cancels=True)
+
+
+@pytest.mark.parametrize("name", TRAINING_LOSSES)
+def test_training_losses(name):
+    """Each option by itself, at a tolerance that nothing but the truth passes."""
+    case = TRAINING_LOSSES[name]
+    check(case.fn, cast(case.arguments, jnp.float32), G if case.shape else np.float32(0.7))
+
+
+G = np.random.default_rng(1).standard_normal(4).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    only(
+        lambda call: call[1] != "float16",
+        [(name, "float32") for name in ROW_LOSSES]
+        + [
+            (name, half) for name in OFTEN for half in ("bfloat16", "float16") if name in ROW_LOSSES
+        ],
+    ),
+)
+def test_row_losses(name, dtype):
+    case = ROW_LOSSES[name]
+    g = np.random.default_rng(1).standard_normal(case.shape).astype(np.float32)
+    check(case.fn, cast(case.arguments, dtype), g)
+
+
+SOFT_LOSSES = (
+    jxent.softmax_cross_entropy,
+    jxent.poly_loss_cross_entropy,
+    jxent.softmax_focal_loss,
+    jxent.kl_divergence,
+    jxent.kl_divergence_with_log_targets,
+)
+AXES = (-1, 1, 0, -3, (0, 2), (2, 0), (-1, -3), None)
+
+
+@st.composite
+def row_calls(draw: st.DrawFn) -> tuple[Any, dict[str, Any], Any]:
+    """A row loss over any class axes, with masks of rows or classes, and a cotangent."""
+    pick = lambda *values: draw(st.sampled_from(values))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    shape, axis = (3, 4, 2), pick(*AXES)
+    logits = rng.standard_normal(shape)
+    rows = np.asarray(oracle.classes_last(logits, axis)[..., 0]).shape
+    fn = pick(jxent.softmax_cross_entropy_with_integer_labels, *SOFT_LOSSES)
+    mask = np.ones(shape, bool)
+    where = pick(None, "rows", "classes")
+    arguments: dict[str, Any] = dict(axis=axis)
+    if where == "rows":
+        arguments["where"] = np.asarray(rng.random(rows) < 0.7)
+    elif where == "classes":
+        mask = rng.random(shape) < 0.8
+        arguments["where"] = mask
+    kept = oracle.classes_last(mask, axis)
+    labels = np.where(kept, rng.random(kept.shape), -1).argmax(-1).astype(np.int32)
+    soft = jnp.asarray(rng.gamma(1.0, size=shape) * mask, jnp.float32)
+    if fn in (jxent.kl_divergence, jxent.kl_divergence_with_log_targets):
+        arguments["log_predictions"] = jnp.asarray(logits - 3, jnp.float32)
+        name = "targets" if fn is jxent.kl_divergence else "log_targets"
+        arguments[name] = soft + 0.01 if name == "targets" else jnp.asarray(logits, jnp.float32)
+    else:
+        arguments["logits"] = jnp.asarray(logits, pick("float32", "bfloat16"))
+        arguments["labels"] = soft
+        hard = pick(False, True) and fn is jxent.softmax_focal_loss
+        if hard or fn is jxent.softmax_cross_entropy_with_integer_labels:
+            arguments["labels"] = np.asarray(labels)
+    if fn not in SOFT_LOSSES[1:]:
+        arguments["label_smoothing"] = pick(0.0, 0.1)
+        arguments["z_loss"] = pick(0.0, 0.01)
+        arguments["logit_softcap"] = pick(None, 5.0)
+    if fn not in (*SOFT_LOSSES[3:], jxent.poly_loss_cross_entropy) and pick(False, True):
+        c = rng.uniform(0.5, 2, kept.shape[-1])
+        arguments["class_weights"] = jnp.asarray(c, jnp.float32)
+    return fn, arguments, np.asarray(rng.standard_normal(rows), np.float32)
+
+
+@settings(max_examples=20)
+@given(row_calls())
+def test_axes(call):
+    check(*call, cancels=True)
+
+
+@pytest.mark.deep
+@settings(settings.get_profile("deep"))
+@given(row_calls())
+def test_axes_deep(call):
+    check(*call, cancels=True)
+
+
+# Laws.
+
+LAW = np.random.default_rng(7)
+Z = jnp.asarray(LAW.standard_normal((6, 5)), jnp.float32)
+Y = jnp.asarray(LAW.integers(0, 5, 6), jnp.int32)
+T = jnp.asarray(LAW.gamma(1.0, size=(6, 5)), jnp.float32)
+KEPT = jnp.asarray([True, False, True, True, False, True])
+CLASS_WEIGHTS = jnp.asarray(LAW.uniform(0.5, 2, 5), jnp.float32)
+ROW_WEIGHTS = jnp.asarray(LAW.uniform(0.5, 2, 6), jnp.float32)
+# Two float32 orders of the same few sums.
+SAME = dict(rtol=4e-7, atol=4e-7)
+EVERY_OPTION = dict(
+    class_weights=CLASS_WEIGHTS,
+    row_weights=ROW_WEIGHTS,
+    label_smoothing=0.1,
+    z_loss=0.01,
+    logit_softcap=5.0,
+)
+
+
+def loss_and_gradient(logits: Any, targets: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    arguments = dict(logits=logits, targets=targets, **options)
+    loss, gradients = value_and_gradients(jxent.cross_entropy, arguments)
+    return np.asarray(loss), np.asarray(gradients["logits"])
+
+
+def assert_same(a: Any, b: Any) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **SAME), a, b)
+
+
+@pytest.mark.parametrize("targets", [Y, T], ids=["labels", "distributions"])
+@pytest.mark.parametrize("shift", [64.0])
+def test_shift_invariance(shift, targets):
+    """Exactly representable shifts change nothing but lse."""
+    options = {k: v for k, v in EVERY_OPTION.items() if k not in ("z_loss", "logit_softcap")}
+    z = jnp.round(Z * 256) / 256
+    shifted = loss_and_gradient(z + shift, targets, **options)
+    jax.tree.map(np.testing.assert_array_equal, shifted, loss_and_gradient(z, targets, **options))
+
+
+@pytest.mark.parametrize("where", [None, KEPT, T > 0.5], ids=["all", "rows", "classes"])
+@pytest.mark.parametrize("targets", ["labels", "distributions"])
+def test_gradient_rows_sum_to_zero(targets, where):
+    t = Y if targets == "labels" else T
+    if where is not None and where.ndim == 2:
+        where = where.at[jnp.arange(6), Y].set(True)
+        t = t if targets == "labels" else jnp.where(where, t, 0)
+    options = dict(class_weights=CLASS_WEIGHTS, row_weights=ROW_WEIGHTS, label_smoothing=0.1)
+    _, gradient = loss_and_gradient(Z, t, where=where, **options)
+    assert np.max(np.abs(gradient)) > 0.1
+    size = np.abs(gradient).sum(-1)
+    assert np.all(np.abs(gradient.sum(-1)) <= 4 * np.finfo(np.float32).eps * size)
+
+
+@pytest.mark.parametrize("targets", [Y, T], ids=["labels", "distributions"])
+def test_permutation_equivariance(targets):
+    order = jnp.asarray(LAW.permutation(5))
+    place = jnp.argsort(order).astype(jnp.int32)
+    permuted = place[targets] if targets.ndim == 1 else targets[:, order]
+    options = {**EVERY_OPTION, "class_weights": CLASS_WEIGHTS[order]}
+    loss, gradient = loss_and_gradient(Z[:, order], permuted, **options)
+    expected, wanted = loss_and_gradient(Z, targets, **EVERY_OPTION)
+    assert_same((loss, gradient), (expected, wanted[:, order]))
+    rows = jnp.asarray(LAW.permutation(6))
+    options = {**EVERY_OPTION, "row_weights": ROW_WEIGHTS[rows]}
+    loss, gradient = loss_and_gradient(Z[rows], targets[rows], **options)
+    assert_same((loss, gradient), (expected, wanted[rows]))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("targets", [Y, T], ids=["labels", "distributions"])
+def test_weights_of_one_are_none(targets, reduction):
+    options = dict(label_smoothing=0.1, z_loss=0.01, reduction=reduction)
+    ones = dict(class_weights=jnp.ones(5), row_weights=jnp.ones(6), where=jnp.ones(6, bool))
+    masked = {**ones, "where": jnp.ones((6, 5), bool)}
+    assert_same(
+        loss_and_gradient(Z, targets, **options, **ones), loss_and_gradient(Z, targets, **options)
+    )
+    assert_same(
+        loss_and_gradient(Z, targets, **options, **masked), loss_and_gradient(Z, targets, **options)
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "reduction"),
+    [({}, "none"), ({}, "mean"), (EVERY_OPTION, "mean")],
+    ids=["plain rows", "plain", "everything"],
+)
+def test_one_hot_distributions_are_labels(options, reduction):
+    options = {**options, "reduction": reduction}
+    assert_same(loss_and_gradient(Z, jnp.eye(5)[Y], **options), loss_and_gradient(Z, Y, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "reduction"), [({}, "sum"), (EVERY_OPTION, "mean")], ids=["plain", "everything"]
+)
+def test_ways_to_drop_rows(options, reduction):
+    """where ≡ ignore_index ≡ a class mask without classes ≡ leaving the rows out."""
+    options = {**options, "reduction": reduction}
+    rows = np.flatnonzero(KEPT)
+    without = {**options}
+    if "row_weights" in options:
+        without["row_weights"] = options["row_weights"][rows]
+    loss, gradient = loss_and_gradient(Z[rows], Y[rows], **without)
+    wanted = np.zeros(Z.shape, np.float32)
+    wanted[rows] = gradient
+    ignored = jnp.where(KEPT, Y, -100)
+    mask = jnp.broadcast_to(KEPT[:, None], Z.shape)
+    for dropped in (
+        loss_and_gradient(Z, Y, where=KEPT, **options),
+        loss_and_gradient(Z, ignored, ignore_index=-100, **options),
+        loss_and_gradient(Z, Y, where=mask, **options),
+        loss_and_gradient(Z, ignored, where=KEPT, **options),
+    ):
+        assert_same(dropped, (loss, wanted))
+
+
+def test_excluded_classes_are_not_there():
+    """A class mask ≡ leaving the columns out, for every option."""
+    left = jnp.asarray([0, 2, 3])
+    y = jnp.asarray([0, 1, 2, 2, 1, 0], jnp.int32)
+    mask = jnp.zeros(Z.shape, bool).at[:, left].set(True)
+    without = {**EVERY_OPTION, "class_weights": CLASS_WEIGHTS[left]}
+    for t, t_left in ((left[y].astype(jnp.int32), y), (jnp.where(mask, T, 0), T[:, left])):
+        loss, gradient = loss_and_gradient(Z[:, left], t_left, **without)
+        wanted = np.zeros(Z.shape, np.float32)
+        wanted[:, left] = gradient
+        junk = jnp.where(mask, Z, jnp.nan)
+        assert_same(loss_and_gradient(junk, t, where=mask, **EVERY_OPTION), (loss, wanted))
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7, 1000])
+def test_zero_logits_give_log_V(classes):
+    z, y = jnp.zeros((3, classes)), jnp.asarray([0, classes - 1, classes // 2])
+    rows = jxent.softmax_cross_entropy_with_integer_labels(z, y)
+    np.testing.assert_allclose(rows, np.log(classes), rtol=2e-7)
+    uniform = jnp.full((3, classes), 1 / classes)
+    np.testing.assert_allclose(jxent.cross_entropy(z, uniform), np.log(classes), rtol=1e-6)
+
+
+def test_label_smoothing_mixes():
+    """(1−ε)·labels + ε·uniform, each by itself."""
+    plain = loss_and_gradient(Z, Y)
+    uniform = loss_and_gradient(Z, jnp.full(Z.shape, 0.2))
+    mixed = jax.tree.map(lambda a, b: 0.7 * a + 0.3 * b, plain, uniform)
+    assert_same(loss_and_gradient(Z, Y, label_smoothing=0.3), mixed)
+
+
+# label_weights.
+
+
+@pytest.mark.parametrize("weights", ["none", "class", "row", "both"])
+@pytest.mark.parametrize("ignore_index", [None, 1])
+@pytest.mark.parametrize(
+    "where", [None, KEPT, KEPT[:, None] & (T > 0)], ids=["all", "rows", "classes"]
+)
+def test_label_weights(where, ignore_index, weights):
+    options: dict[str, Any] = dict(where=where, ignore_index=ignore_index)
+    if weights in ("class", "both"):
+        options["class_weights"] = CLASS_WEIGHTS
+    if weights in ("row", "both"):
+        options["row_weights"] = ROW_WEIGHTS
+    given = jxent.label_weights(Y, **options)
+    assert given.dtype == jnp.float32
+    assert_close(given, oracle.label_weights(Y, **options), rtol=2e-7)
+    if weights == "both":
+        mean, total = (loss_and_gradient(Z, Y, reduction=r, **options)[0] for r in ("mean", "sum"))
+        assert_close(mean * jnp.sum(given), total, rtol=4e-7)
+
+
+def test_label_weights_gradient():
+    fn = lambda c, w: jnp.sum(jxent.label_weights(Y, class_weights=c, row_weights=w, where=KEPT))
+    by_class, by_row = jax.grad(fn, (0, 1))(CLASS_WEIGHTS, ROW_WEIGHTS)
+    assert_close(by_row, np.where(KEPT, CLASS_WEIGHTS[Y], 0), rtol=2e-7)
+    assert_close(by_class, np.bincount(Y, np.where(KEPT, ROW_WEIGHTS, 0), 5), rtol=4e-7)
+
+
+def test_gradient_accumulation():
+    """Uneven micro-batches with one normalizer sum to the whole batch, loss and gradient."""
+    y = jnp.where(KEPT, Y, -100)
+    options = {k: v for k, v in EVERY_OPTION.items() if k != "row_weights"}
+    whole = loss_and_gradient(Z, y, ignore_index=-100, row_weights=ROW_WEIGHTS, **options)
+    normalizer = jnp.sum(
+        jxent.label_weights(
+            y, ignore_index=-100, class_weights=CLASS_WEIGHTS, row_weights=ROW_WEIGHTS
+        )
+    )
+    at = np.split(np.arange(6), [2])
+    losses, gradients = zip(
+        *(
+            loss_and_gradient(
+                Z[i],
+                y[i],
+                ignore_index=-100,
+                row_weights=ROW_WEIGHTS[i],
+                normalizer=normalizer,
+                **options,
+            )
+            for i in at
+        ),
+        strict=True,
+    )
+    assert_same((sum(losses), np.concatenate(gradients)), whole)
+    naive = np.mean([loss_and_gradient(Z[i], y[i], ignore_index=-100, **options)[0] for i in at])
+    assert abs(naive - whole[0]) > 1e-3, "a mean of means would have passed as well"
+
+
+def test_logit_layouts():
+    """Lists, NumPy arrays and JAX arrays are the same thing."""
+    expected = jxent.cross_entropy(Z, Y)
+    assert jxent.cross_entropy(np.asarray(Z), np.asarray(Y)) == expected
+    lists = jxent.cross_entropy(np.asarray(Z).tolist(), np.asarray(Y).tolist())  # float64 in x64
+    np.testing.assert_allclose(lists, expected, rtol=2e-7)
+    scalar = jxent.cross_entropy(Z[0], int(Y[0]))
+    assert scalar.shape == ()
+    np.testing.assert_allclose(scalar, jxent.cross_entropy(Z[:1], Y[:1]), rtol=2e-7)
