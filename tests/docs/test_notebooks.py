@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import compiling
 import nbformat
 import pytest
 from sampling import only
@@ -289,7 +290,7 @@ def assert_it_ran(notebook: nbformat.NotebookNode) -> None:
 )
 def test_it_runs(source, tmp_path):
     # Its programs are small, and the time goes into compiling them.
-    assert_it_ran(run(source, tmp_path, XLA_FLAGS="--xla_backend_optimization_level=0"))
+    assert_it_ran(run(source, tmp_path, XLA_FLAGS=compiling.flags(compiling.QUICK)))
 
 
 @pytest.mark.deep
