@@ -111,3 +111,4 @@ def __dir__() -> list[str]:
 for _name in __all__:
     if hasattr(globals()[_name], "__all__"):
         vars(globals()[_name])["__dir__"] = globals()[_name].__all__.copy
+del _name

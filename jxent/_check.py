@@ -635,7 +635,7 @@ SYNONYMS = {
 
 
 def keywords(fn: F) -> F:
-    """Decorate a public function: an unknown keyword is told by the name that it has here."""
+    """Decorate a public function: name the right keyword when an unknown one is given."""
     parameters = inspect.signature(fn).parameters
     known = frozenset(parameters)
 
@@ -650,7 +650,7 @@ def keywords(fn: F) -> F:
 
 
 def _unknown(fn: str, words: list[str], known: frozenset[str], given: set[str]) -> None:
-    """TypeError with the names that are meant; what has no synonym is left to Python."""
+    """Raise TypeError with the names that are meant; without a synonym leave it to Python."""
     advice = []
     for word in words:
         fits = (name for name, others in SYNONYMS.items() if word in others.split())
@@ -665,7 +665,7 @@ def _unknown(fn: str, words: list[str], known: frozenset[str], given: set[str]) 
 
 
 def made_by(*ways: str) -> Callable[[C], C]:
-    """Decorate a class of sums: a constructor without all of them is told the ways to begin."""
+    """Decorate a class of sums: name the ways to begin when the constructor lacks arguments."""
 
     def decorate(cls: C) -> C:
         name = "__new__" if issubclass(cls, tuple) else "__init__"

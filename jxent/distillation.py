@@ -33,9 +33,8 @@ from jxent._core.logit_divergence import Divergence, DivergenceName
 from jxent._core.safe_math import multiply_no_nan, propagate_nan, zero_unless
 from jxent._core.targets import kept_rows, narrow
 from jxent._core.weighting import Reduction, reduce, reduction_options, row_weight
-from jxent._linear import chunked_rows
-from jxent._linear.implementations import Implementation, run
-from jxent._linear.projection import Layout, Projection, Static, pad_classes, widest_dtype
+from jxent._linear.implementations import EACH_ROW, IMPLEMENTATIONS, run
+from jxent._linear.projection import Layout, Projection, Static, widest_dtype
 from jxent._linear.row_loss import Operands, RowReduction, Zs
 from jxent._typing import (
     ArrayLike,
@@ -56,8 +55,6 @@ _NAMES = ("forward", "reverse", "jsd")
 # A chunk holds two arrays of logits and the intermediates of their divergence: so it has only this
 # share of the rows that fit the budget for one array of logits.
 _CHUNK_SHARE = 4
-_SUM_OF_ROWS = Implementation(chunked_rows.sum_of_rows, "rows", sums_rows=True, pads_classes=True)
-_EACH_ROW = Implementation(chunked_rows.each_row, "rows", sums_rows=False, pads_classes=True)
 
 
 @_check.keywords
@@ -193,11 +190,11 @@ def linear_distillation_loss(
     """Compute `distillation_loss` of two projections without storing the logits of either.
 
         student = student_hidden·student_head + student_bias        teacher likewise
-        loss    = as `distillation_loss`, every option
+        loss    = as `distillation_loss`
 
     Rows go in chunks. For a mean or a sum the gradients are computed beside the loss and scaled
-    afterwards; for "none" the logits are computed again on the way back. Products nobody asks for
-    are not done: a frozen teacher costs its one projection.
+    afterwards; for "none" the logits are computed again on the way back. Gradients
+    that are not wanted cost nothing: a frozen teacher costs its one projection.
 
     Args:
       student_hidden: `[*n, D]`, floating point.
@@ -221,7 +218,7 @@ def linear_distillation_loss(
       TypeError, ValueError: as `distillation_loss` and `linear_cross_entropy`.
 
     Residuals:
-      For a mean or a sum the gradients that are asked for, in float32; for "none" the arguments and
+      For a mean or a sum the gradients that are wanted, in float32; for "none" the arguments and
       one number per row. Reverse mode, to any order.
 
     Example:
@@ -272,7 +269,7 @@ def linear_distillation_loss(
 
 
 class _Inputs(NamedTuple):
-    """What is given beside the two rows of logits."""
+    """Temperature, labels, masks and weights of the rows."""
 
     temperature: Scalar
     alpha: Scalar | None  # None: there is no hard term
@@ -418,8 +415,8 @@ def _valid_rows(s: Logits, t: Logits, y: Labels | None, mask: ClassMask | None) 
     valid = jnp.ones(s.shape[:-1], bool)
     for z in (s, t):
         valid = valid & jnp.isfinite(lax.stop_gradient(jnp.max(z, axis=-1)))
-    bad = None if y is None else row_terms.invalid_rows(y, mask)
-    return valid if bad is None else valid & ~bad
+    invalid = None if y is None else row_terms.invalid_rows(y, mask)
+    return valid if invalid is None else valid & ~invalid
 
 
 def _weights(
@@ -457,8 +454,8 @@ def _linear_distillation_loss(
     dtype = widest_dtype(*jax.tree.leaves(both))
     by, weights, w = _weights(shape, given, dtype)
     may_be_zero = w is not None or reduction.normalizer is not None
-    implementation = _EACH_ROW if reduction.kind == "none" else _SUM_OF_ROWS
-    projections = tuple(map(pad_classes, both))
+    implementation = EACH_ROW if reduction.kind == "none" else IMPLEMENTATIONS["tokens"]
+    projections = tuple(map(implementation.pad, both))
     size = implementation.tile_size(math.prod(shape), projections[0].classes)
     return run(
         implementation,

@@ -47,7 +47,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def strict(request: pytest.FixtureRequest):
-    """No implicit promotion of dtypes or ranks (`compare.relaxed` for code that needs it)."""
+    """No implicit promotion of dtypes or ranks (`assertions.relaxed` for code that needs it)."""
     if request.node.get_closest_marker("relaxed"):
         yield
         return

@@ -28,6 +28,7 @@ from jxent._cli.bench_timing import (
 )
 from jxent._compat import enable_x64
 from jxent._linear.api import linear_cross_entropy
+from jxent._linear.implementations import IMPLEMENTATIONS
 
 PEERS = ("tokamax", "torch")
 CEILING = "three products"
@@ -135,7 +136,7 @@ def contenders() -> dict[str, Callable[[LinearCase], Runner]]:
     found: dict[str, Callable[[LinearCase], Runner]] = {REFERENCE: _in_jax(_optax_of_product)}
     found[f"{REFERENCE} again"] = _in_jax(_optax_of_product)
     found["optax, checkpointed loop"] = _in_jax(_checkpointed_loop)
-    for name in ("tokens", "vocab", "reference"):
+    for name in IMPLEMENTATIONS:
         found[f"jxent {name}"] = _in_jax(partial(linear_cross_entropy, implementation=name))
     if importlib.util.find_spec("tokamax"):
         found["tokamax"] = _in_jax(_tokamax)

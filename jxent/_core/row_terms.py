@@ -47,7 +47,7 @@ _SAVED = "jxent_row"
 
 
 class TermOptions(NamedTuple):
-    """Which terms are computed, and of which logits; static."""
+    """The soft cap, and the terms to compute beside nll; static."""
 
     softcap: float | None = None
     lse: bool = False
@@ -109,10 +109,10 @@ def _weighted_targets(t: Float[Array, "*n V"], c: ClassWeights | None, z: Logits
 def invalid_rows(targets: Targets, mask: ClassMask | None) -> RowMask | None:
     """Find rows with a label outside [0, V), or with mass on an excluded class."""
     if is_labels(targets):
-        bad = targets < 0  # `narrow` has made every label outside [0, V) a −1
+        invalid = targets < 0  # `narrow` has made every label outside [0, V) a −1
         if mask is None:
-            return bad
-        return bad | ~jnp.any(is_label(targets, mask) & mask, axis=-1)
+            return invalid
+        return invalid | ~jnp.any(is_label(targets, mask) & mask, axis=-1)
     return None if mask is None else jnp.any((targets != 0) & ~mask, axis=-1)
 
 
@@ -128,11 +128,11 @@ def row_terms_and_statistics(
     """Compute each row's terms and statistics; 0 in dropped rows, NaN in invalid ones."""
     z, dtype = apply_mask_and_softcap(options, mask, u), loss_dtype(u.dtype)
     stats = log_softmax.statistics(z, dtype)
-    bad = invalid_rows(targets, mask)
-    if bad is not None:
-        bad = bad if kept is None else bad & kept
+    invalid = invalid_rows(targets, mask)
+    if invalid is not None:
+        invalid = invalid if kept is None else invalid & kept
         # S becomes NaN and not m: exp(z − m) stays the expression that the backward pass shares.
-        stats = Statistics(stats.m, jnp.where(bad, jnp.nan, stats.S))
+        stats = Statistics(stats.m, jnp.where(invalid, jnp.nan, stats.S))
     if is_labels(targets):
         nll = nll_of(at_label(z, targets).astype(dtype), stats)
     else:
@@ -162,7 +162,7 @@ def _probabilities_jvp(primals, tangents):
 
 
 class _DerivativeParts(NamedTuple):
-    """What the derivatives by logits, targets and class weights are made of."""
+    """The parts of the derivatives by logits, targets and class weights."""
 
     p: Logits
     target: tuple[jax.Array, PerRow] | Logits
@@ -323,26 +323,26 @@ _training_row_terms.defvjp(_training_fwd, _training_bwd)
 
 @jax.custom_jvp
 def neg_log_softmax(
-    u: Logits, mask: ClassMask | None, kept: RowMask | None, bad: RowMask | None
+    u: Logits, mask: ClassMask | None, kept: RowMask | None, invalid: RowMask | None
 ) -> Logits:
     """Compute nll_v = −log p_v of every class; 0 in dropped rows, NaN in invalid ones."""
     z = _loss_logits(TermOptions(), mask, u)
-    stats = _statistics_of_rows(u, mask, bad)
+    stats = _statistics_of_rows(u, mask, invalid)
     return zero_unless(kept, nll_of(z, Statistics(stats.m[..., None], stats.S[..., None])))
 
 
-def _statistics_of_rows(u: Logits, mask: ClassMask | None, bad: RowMask | None) -> Statistics:
+def _statistics_of_rows(u: Logits, mask: ClassMask | None, invalid: RowMask | None) -> Statistics:
     m, S = log_softmax.statistics(
         apply_mask_and_softcap(TermOptions(), mask, u), loss_dtype(u.dtype)
     )
-    return Statistics(m, S if bad is None else jnp.where(bad, jnp.nan, S))
+    return Statistics(m, S if invalid is None else jnp.where(invalid, jnp.nan, S))
 
 
 @neg_log_softmax.defjvp
 def _neg_log_softmax_jvp(primals, tangents):
-    u, mask, kept, bad = primals
+    u, mask, kept, invalid = primals
     z, z_dot = jax.jvp(partial(_loss_logits, TermOptions(), mask), (u,), (tangents[0],))
-    stats = _statistics_of_rows(u, mask, bad)
+    stats = _statistics_of_rows(u, mask, invalid)
     p = _probabilities(z, stats, zero_unless(kept, logsumexp(stats)), kept)
     out_dot = jnp.sum(p * z_dot, axis=-1, keepdims=True) - z_dot
     return neg_log_softmax(*primals), zero_unless(kept, out_dot)

@@ -6,7 +6,7 @@
     distributions  a = (1−ε) w         b = ζ w     s = (ε/V) w     weight = w Σ c t / Σ t
 
 (w: row weight; ε: label smoothing; ζ: z-loss; V: the row's kept classes; for a distribution nll
-holds c already).  A dropped row has all of them 0.
+holds c already).  In a dropped row w, the weight and the terms are 0.
 
     "none"  the rows        "sum"  Σ rows        "mean"  Σ rows / Σ weights, 0 where that is 0/0
 
@@ -52,7 +52,7 @@ Coefficient = PerRow | float | None
 
 
 class RowInputs(NamedTuple):
-    """What is given beside the logits: targets, which rows and classes count, what they weigh."""
+    """Targets, masks and weights of the rows."""
 
     targets: Targets
     row_mask: RowMask | None = None
@@ -74,9 +74,9 @@ class LossOptions(NamedTuple):
     data_fields=["normalizer"],
     meta_fields=["kind", "axis_names"],
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reduction:
-    """How rows become the result."""
+    """The reduction of rows to a result, with its denominator and mesh axes."""
 
     kind: ReductionKind
     normalizer: Scalar | None
@@ -107,7 +107,8 @@ def reduction_options(
         )
     if axis_name is not None and kind == "none":
         raise ValueError(f'{fn}: `axis_name` sums over devices; it cannot go with reduction="none"')
-    return Reduction(kind, _check.weights(fn, "normalizer", normalizer, ()), axis_name)
+    axis_names = tuple(axis_name) if isinstance(axis_name, list) else axis_name  # to be hashed
+    return Reduction(kind, _check.weights(fn, "normalizer", normalizer, ()), axis_names)
 
 
 class Coefficients(NamedTuple):
@@ -178,12 +179,12 @@ def row_weight(
 
 
 def _coefficients(
-    rows: RowInputs, options: LossOptions, classes: int, own: PerRow | None, dtype: jnp.dtype
+    rows: RowInputs, options: LossOptions, classes: int, c_y: PerRow | None, dtype: jnp.dtype
 ) -> Coefficients:
-    """Compute each row's coefficients; `own` is its class weight."""
+    """Compute each row's coefficients; `c_y` is its class weight."""
     epsilon, w = options.label_smoothing, rows.row_weights
-    own = own if is_labels(rows.targets) else None
-    a = _multiply(1 - epsilon, w, own) if epsilon < 1 else None
+    c_y = c_y if is_labels(rows.targets) else None
+    a = _multiply(1 - epsilon, w, c_y) if epsilon < 1 else None
     b = _multiply(options.z_loss, w) if options.z_loss else None
     s: Coefficient = None
     if epsilon:
@@ -255,7 +256,7 @@ def sum_over_devices(x: Scalar, reduction: Reduction) -> Scalar:
 
 
 class Prepared(NamedTuple):
-    """What a loss is computed from, once its arguments are checked."""
+    """Checked inputs as coefficients, static options and weights."""
 
     options: TermOptions
     rows: RowInputs  # labels are int32, those outside [0, V) are −1
@@ -281,11 +282,11 @@ def prepare(
         class_weights=cast(rows.class_weights),
         row_weights=None if w is None else zero_unless(rows.row_mask, w),
     )
-    own = class_weight(rows)
-    by = _coefficients(rows, options, classes, own, dtype)
+    c_y = class_weight(rows)
+    by = _coefficients(rows, options, classes, c_y, dtype)
     t = rows.targets
     shape = t.shape if is_labels(t) else t.shape[:-1]
-    weights = row_weight(shape, rows.row_mask, rows.row_weights, own, dtype)
+    weights = row_weight(shape, rows.row_mask, rows.row_weights, c_y, dtype)
     if is_labels(t):
         y = narrow(t, classes)
         _check.traced_labels(fn, t, y, rows.row_mask, classes, name)

@@ -53,20 +53,23 @@ def linear_cross_entropy(
 ) -> jax.Array:
     r"""Compute `cross_entropy(hidden @ head + bias, labels, ...)` without storing the logits.
 
-        z    = hidden·head + bias                  loss: as `cross_entropy` of z, every option
+        z    = hidden·head + bias                  loss: as `cross_entropy` of z
         ∂/∂hidden = dz·headᵀ        ∂/∂head = hiddenᵀ·dz        ∂/∂bias = Σ_rows dz
 
-    Three ways give the same numbers. None takes the first that can:
+    Every option of `cross_entropy` but a mask of classes, which is a bias of −inf. Three
+    implementations give the same numbers; by default it is "tokens" for a mean or a sum, and
+    "vocab" for "none":
 
         "tokens"     (every scalar reduction) rows in chunks; gradients are computed beside the
                      loss and scaled afterwards, 6·N·V·D flops; reverse mode, to any order
-        "vocab"      (reduction="none"; asked for: least memory) classes in blocks; logits are
-                     computed again on the way back, 8·N·V·D flops; reverse mode, to any order
-        "reference"  (only when asked for) plain `cross_entropy` of stored logits, 6·N·V·D flops;
+        "vocab"      (reduction="none"; or chosen for least memory) classes in blocks; logits are
+                     computed again in the backward pass, 8·N·V·D flops; reverse mode, to any
+                     order
+        "reference"  (only when chosen) plain `cross_entropy` of stored logits, 6·N·V·D flops;
                      every mode of JAX, forward mode too
 
-    A loss without a gradient costs 2·N·V·D flops in each, and products of gradients that are not
-    asked for (a frozen head, frozen hidden states) are not done.
+    A loss without a gradient costs 2·N·V·D flops in each, and gradients that are not wanted (of a
+    frozen head, of frozen hidden states) cost nothing.
 
     Args:
       hidden: `[*n, D]`, floating point.
@@ -144,7 +147,7 @@ def linear_cross_entropy(
 
 
 class Choice(NamedTuple):
-    """How to compute a linear function: static."""
+    """The implementation, its tile size and the precision of products; static."""
 
     implementation: str
     chunk_size: int | None
@@ -173,13 +176,13 @@ def _labels(
 
 
 def choose_implementation(fn: str, x: str | None, reduction: ReductionKind) -> str:
-    """Return the implementation that was asked for, or the first one that can."""
+    """Return the implementation that was chosen, or the default of the reduction."""
     if x is None:
         return "vocab" if reduction == "none" else "tokens"
     _check.one_of(fn, "implementation", x, (*IMPLEMENTATIONS, None))
-    if x == "tokens" and reduction == "none":
+    if reduction == "none" and IMPLEMENTATIONS[x].sums_rows:
         raise ValueError(
-            f"{fn}: implementation='tokens' gives a sum of rows; with reduction='none' use 'vocab'"
+            f"{fn}: implementation={x!r} gives a sum of rows; with reduction='none' use 'vocab'"
         )
     return x
 
@@ -193,8 +196,7 @@ def _linear_cross_entropy(
     prepared = prepare("linear_cross_entropy", dtype, classes, rows, options)
     by = jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x, dtype), shape), prepared.by)
     c = prepared.rows.class_weights if prepared.options.smooth_loss else None
-    if implementation.pads_classes:
-        p = pad_classes(p)
+    p = implementation.pad(p)
     if p.classes > classes and prepared.options.smooth_loss:
         c = jnp.pad(jnp.ones(classes, dtype) if c is None else c, (0, p.classes - classes))
     size = choice.chunk_size or implementation.tile_size(math.prod(shape), p.classes)

@@ -59,7 +59,7 @@ def _fields(operands: Operands) -> tuple[Any, ...]:
 
 
 def _with_fields(like: Operands, fields: Iterable[Any]) -> Operands:
-    """Put such a list back into the structure of `like`."""
+    """Build operands in the structure of `like` from the list of `_fields`."""
     *of_projections, shared, each = fields
     triples = (of_projections[k : k + 3] for k in range(0, len(of_projections), 3))
     pairs = zip(triples, like.projections, strict=True)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jxent._compat import vary_alike
 from jxent._core.weighting import denominator, divide, reduce, sum_over_devices
 from jxent._linear import chunked_rows, reference, vocab
-from jxent._linear.projection import Static
+from jxent._linear.projection import Projection, Static, pad_classes
 from jxent._linear.row_loss import Operands, RowLoss, RowReduction
 from jxent._linear.tiling import default_tile_size
 from jxent._typing import RowMask
@@ -33,22 +33,30 @@ class Implementation(NamedTuple):
     """One way to compute a loss of projected rows."""
 
     run: Callable[..., jax.Array]
-    tiles: Literal["rows", "classes"]  # the axis of the logits that is tiled
+    tiles: Literal["rows", "classes"] | None  # the axis of the logits that is tiled, if one is
     sums_rows: bool  # the result is Σ_rows loss, not each row's loss
     pads_classes: bool  # the head may have impossible classes more, for alignment
 
     def tile_size(self, rows: int, classes: int) -> int:
-        """Choose how many rows or classes a tile has."""
+        """Choose how many rows or classes a tile has; 0 without tiles."""
+        if self.tiles is None:
+            return 0
         return default_tile_size(self.tiles, classes if self.tiles == "rows" else rows)
+
+    def pad(self, p: Projection) -> Projection:
+        """Add impossible classes for alignment, where the implementation takes them."""
+        return pad_classes(p) if self.pads_classes else p
 
 
 IMPLEMENTATIONS = {
     "tokens": Implementation(chunked_rows.sum_of_rows, "rows", sums_rows=True, pads_classes=True),
     "vocab": Implementation(vocab.vocab_losses, "classes", sums_rows=False, pads_classes=True),
     "reference": Implementation(
-        reference.reference_losses, "rows", sums_rows=False, pads_classes=False
+        reference.reference_losses, None, sums_rows=False, pads_classes=False
     ),
 }
+# Any loss row by row: linear distillation's, which no name is needed for.
+EACH_ROW = Implementation(chunked_rows.each_row, "rows", sums_rows=False, pads_classes=True)
 
 
 def run(

@@ -25,7 +25,6 @@ from jxent._typing import Logits, RowMask
 Layout = Literal["dv", "vd"]
 Hidden = Float[Array, "N D"]
 Head = Float[Array, "_ _"]
-Bias = Float[Array, "V"]
 
 
 @partial(
@@ -33,7 +32,7 @@ Bias = Float[Array, "V"]
     data_fields=["hidden", "head", "bias"],
     meta_fields=["layout"],
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Projection:
     """Hidden states, a head and a bias or None; or their gradients, None where not wanted."""
 
@@ -59,7 +58,7 @@ class Projection:
 
 
 class Static(NamedTuple):
-    """What is fixed when tracing: how products run, and the size of a tile of rows or classes."""
+    """The precision of products, and the size of a tile of rows or classes; static."""
 
     precision: Any
     tile_size: int

@@ -55,7 +55,7 @@ _LARGEST_GAP = 1e6
 
 
 class VocabOptions(NamedTuple):
-    """How products run, which terms are computed, and whether the entropy is one of them."""
+    """The product's options, the terms to compute, and whether the entropy is one; static."""
 
     static: Static
     terms: TermOptions
@@ -75,7 +75,7 @@ class VocabTerms(NamedTuple):
 
 
 class _OnlineState(NamedTuple):
-    """What is known of each row after some blocks."""
+    """The sums of each row over the blocks so far."""
 
     stats: Statistics
     label: Labels
@@ -118,8 +118,8 @@ def _block(
     return _Block(start, replace(p, head=head, bias=b_i), y_i, c_i)
 
 
-def _take_in(state: _OnlineState, z: Logits, block: _Block) -> _OnlineState:
-    """Take in the logits of a block."""
+def _update(state: _OnlineState, z: Logits, block: _Block) -> _OnlineState:
+    """Update the state with a block's logits."""
     m, S = log_softmax.statistics(z, z.dtype)
     # In a block, unlike in a row, all classes may be impossible.
     stats = log_softmax.merge(state.stats, Statistics(m, jnp.where(m == -jnp.inf, -1, S)))
@@ -158,7 +158,7 @@ def vocab_terms(
 
 
 def _vocab_terms(options: VocabOptions, p: Projection, y, c, kept) -> VocabTerms:
-    """Compute the same without the rule, for second derivatives: they differentiate this code."""
+    """Compute each in plain JAX: the forward rule runs this, and second derivatives follow it."""
     dtype, n = p.dtype, p.hidden.shape[0]
     zero = jnp.zeros(n, dtype)
     smooth_loss = zero if options.terms.smooth_loss else None
@@ -171,12 +171,12 @@ def _vocab_terms(options: VocabOptions, p: Projection, y, c, kept) -> VocabTerms
         E=zero if options.entropy else None,
     )
 
-    def take_block(state: _OnlineState, i: Index) -> _OnlineState:
+    def update(state: _OnlineState, i: Index) -> _OnlineState:
         block = _block(options, i, p, y, c)
         u = project_rows(options.static, kept, block.projection)
-        return _take_in(state, apply_mask_and_softcap(options.terms, None, u), block)
+        return _update(state, apply_mask_and_softcap(options.terms, None, u), block)
 
-    state = _class_tiles(options.static, p).scan(take_block, start, like=p.hidden)
+    state = _class_tiles(options.static, p).scan(update, start, like=p.hidden)
     m, S = state.stats
     invalid = ~jnp.isfinite(m) | jnp.isnan(S) | (state.label < 0)
     invalid = invalid if kept is None else invalid & kept

@@ -1,1 +1,1 @@
-"""What people call at the top level: each function checks its arguments and calls an engine."""
+"""The losses of the top level: each function checks its arguments and calls an engine."""

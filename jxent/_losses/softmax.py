@@ -34,7 +34,7 @@ def softmax_cross_entropy_with_integer_labels(
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
 ) -> jax.Array:
-    """Softmax cross-entropy of each row with its integer label, in nats.
+    """Compute the softmax cross-entropy of each row with its integer label, in nats.
 
         loss = (1−ε) c_y nll_y + (ε/V) Σ_v c_v nll_v + ζ lse(z)²        nll_v = lse(z) − z_v
 
@@ -95,7 +95,7 @@ def softmax_cross_entropy(
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
 ) -> jax.Array:
-    """Softmax cross-entropy of each row with a distribution, in nats, with 0·∞ = 0.
+    """Compute the softmax cross-entropy of each row with a distribution, in nats; 0·∞ = 0.
 
         loss = Σ_v c_v ((1−ε) t_v + ε/V) nll_v + ζ lse(z)²        nll_v = lse(z) − z_v
 
@@ -152,7 +152,7 @@ def softmax_focal_loss(
     where: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """Focal loss of each row: cross-entropy that turns away from what is already learnt, in nats.
+    """Compute the focal loss of each row: cross-entropy with less weight on easy rows, in nats.
 
         loss = c_y (1 − p_y)^γ nll_y             for a label y
         loss = Σ_v t_v c_v (1 − p_v)^γ nll_v     for a distribution t
@@ -203,7 +203,7 @@ def poly_loss_cross_entropy(
     where: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    """Poly loss of each row: cross-entropy, its first terms in 1 − p weighed anew, in nats.
+    """Compute the poly loss of each row: other coefficients of powers of 1 − p, in nats.
 
         loss = Σ_v t_v c_v (nll_v + ε (1 − p_v))                  one ε: Poly-1
         loss = Σ_v t_v c_v (nll_v + Σ_k ε_k (1 − p_v)^k)          a tuple (ε_1, …, ε_K): Poly-K

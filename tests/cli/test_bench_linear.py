@@ -8,6 +8,7 @@ import pytest
 
 from jxent._cli import bench_linear, common
 from jxent._cli import main as cli
+from jxent._linear.implementations import IMPLEMENTATIONS
 
 pytestmark = pytest.mark.relaxed  # optax needs ordinary promotion
 
@@ -21,7 +22,7 @@ def test_measure_report_and_files(tmp_path, capsys):
     results = {r["contender"]: r for r in json.loads(written.read_text("utf-8"))["linear"]}
     assert set(results) == set(bench_linear.contenders())
     assert drawn.stat().st_size > 10_000
-    ours = [f"jxent {name}" for name in ("tokens", "vocab", "reference")]
+    ours = [f"jxent {name}" for name in IMPLEMENTATIONS]
     for name in ["optax", "optax again", "optax, checkpointed loop", *ours]:
         r = results[name]
         assert r["case"] == SMALL._asdict()

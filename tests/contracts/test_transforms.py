@@ -458,6 +458,22 @@ Y[5] = -100
 WEIGHTS = SHARDED.uniform(0.5, 2, ROWS)
 
 
+@pytest.mark.parametrize("loss", [jxent.cross_entropy, jxent.sigmoid_binary_cross_entropy])
+@pytest.mark.usefixtures("unhooked")
+def test_axis_names_may_be_a_list(loss):
+    """As JAX takes them, though the annotation says a tuple."""
+    targets = jnp.asarray(Y) if loss is jxent.cross_entropy else jnp.ones((ROWS, V))
+    options = dict(ignore_index=-100) if loss is jxent.cross_entropy else {}
+
+    def mean(axis_name: Any) -> jax.Array:
+        local = functools.partial(loss, axis_name=axis_name, reduction="mean", **options)
+        specs = (P("data"), P("data"))
+        run = jax.shard_map(local, mesh=devices(SHARDS), in_specs=specs, out_specs=P())
+        return jax.jit(run)(jnp.asarray(Z, jnp.float32), targets)
+
+    assert mean(["data"]) == mean("data")
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
 @pytest.mark.parametrize("inside", [False, True], ids=["grad outside", "grad inside"])

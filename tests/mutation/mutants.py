@@ -173,7 +173,7 @@ MUTANTS = [
     ),
     Mutant(
         "_core/weighting.py",
-        "_multiply(1 - epsilon, w, own)",
+        "_multiply(1 - epsilon, w, c_y)",
         "_multiply(1 - epsilon, w)",
         _LOSSES,
         _ONE_OF_EACH,
@@ -244,7 +244,7 @@ MUTANTS = [
     ),
     Mutant(
         "_core/row_terms.py",
-        "stats = Statistics(stats.m, jnp.where(bad, jnp.nan, stats.S))",
+        "stats = Statistics(stats.m, jnp.where(invalid, jnp.nan, stats.S))",
         "stats = Statistics(stats.m, stats.S)",
         _HOSTILE,
         "rows_at_fault and float32-jit",
@@ -328,8 +328,8 @@ MUTANTS = [
     ),
     Mutant(
         "_core/row_terms.py",
-        "return bad | ~jnp.any(is_label(targets, mask) & mask, axis=-1)",
-        "return bad",
+        "return invalid | ~jnp.any(is_label(targets, mask) & mask, axis=-1)",
+        "return invalid",
         _HOSTILE,
         "class_masks_at_fault",
     ),
@@ -781,7 +781,7 @@ MUTANTS = [
     ),
     Mutant(
         "distillation.py",
-        "else valid & ~bad",
+        "else valid & ~invalid",
         "else valid",
         _DISTILLATION,
         "do_not_count and row_weights",
