@@ -105,7 +105,7 @@ MUTANTS = [
         "(jnp.exp(lax.stop_gradient(lse) - lse) / (1 + S))",
         "(1 / (1 + S))",
         _LINEAR,
-        "third_order",
+        "third_order and vocab-jit",
     ),
     Mutant(
         "_core/log_softmax.py",
