@@ -321,9 +321,15 @@ def _ratios_jvp(primals: Tangents, tangents: Tangents) -> tuple[_Ratios, _Ratios
 
 @jax.custom_jvp
 def _log_u(x: PerEntry, y: PerEntry) -> PerEntry:
-    """Compute log u; for a = 0 (then b = 1) it starts from −|x|, since e may have become 0."""
+    """Compute log u; for a = 0 (then b = 1) it starts from −|x|, since e may have become 0.
+
+    Where u is near 1 it is log1p of u − 1 = −(b + a e)/(1 + e): u itself would be rounded.
+    """
     a, b, e = _label_shares(x, y)
-    return jnp.where(a == 0, -jnp.abs(x), jnp.log(a + b * e)) - jnp.log1p(e)
+    rest = (b + a * e) / (1 + e)
+    near = rest < 0.25
+    far = jnp.where(a == 0, -jnp.abs(x), jnp.log(a + b * e)) - jnp.log1p(e)
+    return jnp.where(near, jnp.log1p(-jnp.where(near, rest, 0)), far)
 
 
 @_log_u.defjvp

@@ -272,7 +272,12 @@ def _focal_of_nll_jvp(
     safe = jnp.where(inside, nll, 1)
     ratio = jnp.where(inside, _x_over_expm1(safe), jnp.where(nll > 0, 0, 1))
     by_nll = _modulation(nll, gamma) * (1 + gamma * ratio)
-    by_gamma = _focal_of_nll(nll, gamma) * jnp.log(-jnp.expm1(-safe))
+    # log(1 − p), by log1p where p is small: 1 − p itself would be rounded.
+    small = safe > 2
+    log_rest = jnp.where(
+        small, jnp.log1p(-jnp.exp(-safe)), jnp.log(-jnp.expm1(-jnp.where(small, 1, safe)))
+    )
+    by_gamma = _focal_of_nll(nll, gamma) * log_rest
     by_gamma = jnp.where(inside | jnp.isnan(nll), by_gamma, 0)
     return _focal_of_nll(nll, gamma), by_nll * nll_dot + by_gamma * gamma_dot
 

@@ -464,3 +464,13 @@ def test_logit_layouts():
     scalar = jxent.cross_entropy(Z[0], int(Y[0]))
     assert scalar.shape == ()
     np.testing.assert_allclose(scalar, jxent.cross_entropy(Z[:1], Y[:1]), rtol=2e-7)
+
+
+@pytest.mark.parametrize("gap", [3.0, 9.0, 14.0])
+def test_focal_of_wrong_predictions_by_gamma(gap):
+    """∂/∂γ = (1 − p)^γ nll log(1 − p) where p is small: log(1 − p) ≈ −p, 1 − p is rounded."""
+    logits, labels = np.float32([[gap, 0.0]]), np.array([1])
+    given = dict(logits=logits, labels=labels, gamma=np.float32(1.5))
+    expected = oracle.softmax_focal_loss(logits, labels, gamma=1.5, cotangent=np.ones(1))
+    _, gradients = value_and_gradients(jxent.softmax_focal_loss, given)
+    assert_close(gradients["gamma"], expected.gradient["gamma"], rtol=2e-6)

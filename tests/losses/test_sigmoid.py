@@ -187,6 +187,16 @@ def test_bce_keeps_its_digits(y):
     assert_close(gradients["logits"], out.gradient["logits"], rtol=1e-6, scale=scale)
 
 
+@pytest.mark.parametrize("x", [6.4179645, 12.0, -9.0])
+def test_focal_of_nearly_wrong_predictions_by_gamma(x):
+    """∂/∂γ = u^γ bce log u where u is near 1: log u is small, u itself is rounded."""
+    y = 0.00038793 if x > 0 else 1 - 2.0**-12
+    given = {"logits": np.float32(x), "labels": np.float32(y), "gamma": np.float32(1.7734375)}
+    out = expected_by_oracle(FOCAL, given, np.ones(()))
+    _, gradients = value_and_gradients(FOCAL, {k: jnp.asarray(v) for k, v in given.items()})
+    assert_close(gradients["gamma"], out.gradient["gamma"], rtol=2e-6)
+
+
 @pytest.mark.parametrize("y", [0.0, 1.0])
 def test_focal_keeps_its_digits(y):
     """Relative to the true ones again; e^(γ log u) errs by as many ulp as its exponent is large."""
