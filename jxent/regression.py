@@ -132,7 +132,7 @@ def _gaussian_nll(mu: PerEntry, y: PerEntry, v: Float[Array, "..."], *, logged: 
     # is kept finite, so that 0 times it is 0.
     minus_log_sigma = jnp.minimum(-v / 2, 0.99 * math.log(float(jnp.finfo(dtype).max)))
     z = (y - mu) * jnp.exp(minus_log_sigma)
-    return 0.5 * (v + z * z + _LOG_2PI)
+    return 0.5 * (v + _LOG_2PI) + (0.5 * z) * z
 
 
 @_check.keywords

@@ -20,8 +20,8 @@ from jaxtyping import Array
 
 from jxent import _check
 from jxent._compat import vary_alike
-from jxent._core.safe_math import multiply_no_nan, zero_unless
-from jxent._typing import ArrayLike, Logits, PerRow, RowMask
+from jxent._core.safe_math import finite_at_zero, zero_unless
+from jxent._typing import ArrayLike, Logits, PerRow, RowMask, Scalar
 from jxent.information import softmax_entropy
 
 __all__ = ["gradient_penalty", "confidence_penalty"]
@@ -92,7 +92,7 @@ def gradient_penalty(
         loss = jnp.asarray(loss)
         wide = np.promote_types(loss.dtype, np.float32)
         by = jnp.where(weight >= 0, weight, jnp.nan).astype(wide)
-        total = loss.astype(wide) + multiply_no_nan(by, _squared_norm(gradient, wide))
+        total = loss.astype(wide) + _weighted_squared_norm(by, gradient)
         return (total.astype(loss.dtype), *aux) if has_aux else total.astype(loss.dtype)
 
     return penalized_loss_fn
@@ -150,10 +150,13 @@ def confidence_penalty(
     return _confidence_penalty(z, _check.weights(fn, "threshold", threshold, ()), kept)
 
 
-def _squared_norm(tree: Any, dtype: Any) -> Array:
-    """Sum |g|² over all leaves."""
-    squares = [jnp.sum(jnp.square(jnp.abs(g).astype(dtype))) for g in jax.tree.leaves(tree)]
-    return sum(squares, start=jnp.zeros((), dtype))
+def _weighted_squared_norm(w: Scalar, tree: Any) -> Array:
+    """Compute w Σ |g|² over all leaves, 0 for w = 0; |g|² alone may be too large for a float."""
+    total = jnp.zeros((), w.dtype)
+    for g in jax.tree.leaves(tree):
+        size = finite_at_zero(w, jnp.abs(g).astype(w.dtype))
+        total = total + jnp.sum((w * size) * size)
+    return total
 
 
 @partial(jax.jit, inline=True)

@@ -289,7 +289,8 @@ def _box_cox_by_q(nll: Array, q: Scalar) -> Array:
     far = (_zero_if_infinite(nll) * _p_to_q(nll, q) - _box_cox(nll, q)) / jnp.where(q == 0, 1, q)
     # −∞ is replaced by the largest negative number, so that 0 times it is 0.
     far = jnp.maximum(far, -jnp.finfo(nll.dtype).max)
-    return jnp.where(small, -jnp.square(jnp.where(small, nll, 0)) * series, far)
+    n = jnp.where(small, nll, 0)
+    return jnp.where(small, -(n * series) * n, far)
 
 
 def _multiply_nonnegative(w: Scalar, x: Array) -> Array:

@@ -47,11 +47,12 @@ _SAVED = "jxent_row"
 
 
 class TermOptions(NamedTuple):
-    """The soft cap, and the terms to compute beside nll; static."""
+    """The soft cap, the terms to compute beside nll, and the factor ζ of lse²; static."""
 
     softcap: float | None = None
     lse: bool = False
     smooth_loss: bool = False
+    z_loss: float = 0.0
 
 
 class RowTermsAndStatistics(NamedTuple):
@@ -80,10 +81,22 @@ def _softcap(cap: float, u: Logits) -> Logits:
 
 @_softcap.defjvp
 def _softcap_jvp(cap, primals, tangents):
-    """Compute ż = (1 − (z/κ)²) u̇; 0 where z is not finite, so that 0·∞ does not come back."""
-    z = _softcap(cap, *primals)
-    t = jnp.where(jnp.isfinite(z), z / cap, 1)
-    return z, (1 + t) * (1 - t) * tangents[0]
+    """Compute ż = sech²(u/κ) u̇."""
+    return _softcap(cap, *primals), _sech_squared(cap, *primals) * tangents[0]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _sech_squared(cap: float, u: Logits) -> Logits:
+    """Compute sech²(u/κ) = 4e/(1 + e)², e = exp(−2|u|/κ), since 1 − tanh² cancels near 0."""
+    e = jnp.exp(-2 * jnp.abs(u / cap))
+    return 4 * e / jnp.square(1 + e)
+
+
+@_sech_squared.defjvp
+def _sech_squared_jvp(cap, primals, tangents):
+    """Compute −(2/κ) tanh(u/κ) sech²(u/κ) u̇: by |u| itself, the next derivative at 0 would be 0."""
+    (u,), slope = primals, _sech_squared(cap, *primals)
+    return slope, (-2 / cap) * (jnp.tanh(u / cap) * slope) * tangents[0]
 
 
 def _loss_logits(options: TermOptions, mask: ClassMask | None, u: Logits) -> Logits:

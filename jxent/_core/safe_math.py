@@ -59,7 +59,7 @@ def _clip_straight_through_jvp(headroom, primals, tangents):
     return _clip_straight_through(headroom, *primals), tangents[0]
 
 
-def _finite_at_zero(w: Float[Array, "*#s"], x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+def finite_at_zero(w: Float[Array, "*#s"], x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """Replace ±∞ by the largest number and NaN by 0 where w = 0: w·x is then 0, not NaN."""
     return jnp.where(w == 0, jnp.nan_to_num(x), x)
 
@@ -67,7 +67,7 @@ def _finite_at_zero(w: Float[Array, "*#s"], x: Float[Array, "*s"]) -> Float[Arra
 @jax.custom_jvp
 def multiply_no_nan(w: Float[Array, "*#s"], x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """Multiply, with 0·x = 0 for every x, ∞ and NaN included."""
-    return w * _finite_at_zero(w, x)
+    return w * finite_at_zero(w, x)
 
 
 def _multiply_no_nan_jvp(primals, tangents):
@@ -79,7 +79,7 @@ def _multiply_no_nan_jvp(primals, tangents):
     if not isinstance(x_dot, SymbolicZero):
         out_dot = w * x_dot
     if not isinstance(w_dot, SymbolicZero):
-        out_dot = out_dot + w_dot * _finite_at_zero(w, x)
+        out_dot = out_dot + w_dot * finite_at_zero(w, x)
     return out, out_dot
 
 

@@ -1,9 +1,9 @@
 """Masks, weights and smoothing → each row's coefficients, the denominator, the reduction.
 
-    loss_row = a·nll + b·lse² + s·smooth_loss      (nll, lse, smooth_loss: see `log_softmax`)
+    loss_row = a·nll + b·ζ lse² + s·smooth_loss      (nll, lse, smooth_loss: see `log_softmax`)
 
-    labels         a = (1−ε) w c_y     b = ζ w     s = (ε/V) w     weight = w c_y
-    distributions  a = (1−ε) w         b = ζ w     s = (ε/V) w     weight = w Σ c t / Σ t
+    labels         a = (1−ε) w c_y     b = w     s = (ε/V) w     weight = w c_y
+    distributions  a = (1−ε) w         b = w     s = (ε/V) w     weight = w Σ c t / Σ t
 
 (w: row weight; ε: label smoothing; ζ: z-loss; V: the row's kept classes; for a distribution nll
 holds c already).  In a dropped row w, the weight and the terms are 0.
@@ -112,7 +112,7 @@ def reduction_options(
 
 
 class Coefficients(NamedTuple):
-    """The factors of nll, lse² and smooth_loss in a row's loss."""
+    """The factors of nll, ζ lse² and smooth_loss in a row's loss."""
 
     nll: Coefficient
     square: Coefficient
@@ -185,7 +185,7 @@ def _coefficients(
     epsilon, w = options.label_smoothing, rows.row_weights
     c_y = c_y if is_labels(rows.targets) else None
     a = _multiply(1 - epsilon, w, c_y) if epsilon < 1 else None
-    b = _multiply(options.z_loss, w) if options.z_loss else None
+    b = _multiply(w) if options.z_loss else None
     s: Coefficient = None
     if epsilon:
         share: Coefficient = epsilon / classes
@@ -196,25 +196,23 @@ def _coefficients(
     return Coefficients(a, b, s)
 
 
-def combine_terms(by: Coefficients, row: RowTerms) -> PerRow:
-    """Compute a·nll + b·lse² + s·smooth_loss; a zero coefficient selects 0 even against ∞."""
+def combine_terms(options: TermOptions, by: Coefficients, row: RowTerms) -> PerRow:
+    """Compute a·nll + b·ζ lse² + s·smooth_loss; a zero coefficient selects 0 even against ∞."""
     terms = [_term(by.nll, row.nll)]
     if by.square is not None:
         assert row.lse is not None
-        terms.append(_term(by.square, _square(by.square, row.lse)))
+        terms.append(_weighted_square(options.z_loss, by.square, row.lse))
     if by.smooth_loss is not None:
         terms.append(_term(by.smooth_loss, row.smooth_loss))
     present = [term for term in terms if term is not None]
     return sum(present[1:], start=present[0])
 
 
-def _square(w: Coefficient, lse: PerRow) -> PerRow:
-    """Compute lse², with derivative 0 where w = 0 and lse is not finite: 0·∞ would come back."""
-    if not isinstance(w, jax.Array):
-        return lse * lse
-    inactive = (w == 0) & ~jnp.isfinite(lse)
-    active = jnp.where(inactive, 0, lse)
-    return jnp.where(inactive, lax.stop_gradient(lse * lse), active * active)
+def _weighted_square(zeta: float, w: PerRow | float, lse: PerRow) -> PerRow:
+    """Compute w ζ lse², 0 where w = 0; neither it nor a derivative overflows on the way."""
+    if isinstance(w, jax.Array):
+        lse = jnp.where((w == 0) & jnp.isnan(lse), 0, lse)
+    return (w * (zeta * lse)) * lse
 
 
 def _term(w: Coefficient, x: PerRow | None) -> PerRow | None:
@@ -295,6 +293,7 @@ def prepare(
         softcap=options.logit_softcap,
         lse=by.square is not None,
         smooth_loss=by.smooth_loss is not None,
+        z_loss=options.z_loss,
     )
     return Prepared(terms, rows, by, weights)
 
@@ -311,4 +310,4 @@ def weighted_rows(
     prepared = prepare(fn, loss_dtype(z.dtype), z.shape[-1], rows, options, name)
     t, kept, mask, c, _ = prepared.rows
     row = terms(prepared.options, *vary_alike(z, t, c, mask, kept))
-    return combine_terms(prepared.by, row), prepared.weights
+    return combine_terms(prepared.options, prepared.by, row), prepared.weights

@@ -21,4 +21,4 @@ def reference_losses(
     (p,), c, by = operands
     z = project(static, replace(p, hidden=zero_unless(kept, p.hidden)))
     terms = rematerialized(partial(row_terms, loss.options))
-    return combine_terms(by, terms(z, labels, c, None, kept))
+    return combine_terms(loss.options, by, terms(z, labels, c, None, kept))

@@ -53,4 +53,6 @@ class CrossEntropyRows(NamedTuple):
     ) -> PerRow:
         """Compute each row's loss."""
         (z,) = zs
-        return combine_terms(by, training_row_terms(self.options, z, y, c, None, kept))
+        return combine_terms(
+            self.options, by, training_row_terms(self.options, z, y, c, None, kept)
+        )

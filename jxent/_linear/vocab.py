@@ -285,4 +285,4 @@ def vocab_losses(
     """Compute each row's loss."""
     (p,), c, by = operands
     row = vocab_terms(VocabOptions(static, loss.options, False), p, labels, c, kept)
-    return combine_terms(by, RowTerms(row.nll, row.lse, row.smooth_loss))
+    return combine_terms(loss.options, by, RowTerms(row.nll, row.lse, row.smooth_loss))

@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 from assertions import assert_close, enable_x64, f64
-from cases import OFTEN, ROW_LOSSES, TRAINING_LOSSES, Case, cast, value_and_gradients
+from cases import LINEAR, OFTEN, ROW_LOSSES, TRAINING_LOSSES, Case, cast, value_and_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sampling import only
@@ -474,3 +474,69 @@ def test_focal_of_wrong_predictions_by_gamma(gap):
     expected = oracle.softmax_focal_loss(logits, labels, gamma=1.5, cotangent=np.ones(1))
     _, gradients = value_and_gradients(jxent.softmax_focal_loss, given)
     assert_close(gradients["gamma"], expected.gradient["gamma"], rtol=2e-6)
+
+
+SATURATED = np.array([[25.0, 35.0, -40.0], [-35.0, 60.0, 0.5], [40.0, -np.inf, 200.0]])
+
+
+@pytest.mark.parametrize("fn", [jxent.cross_entropy, *LINEAR.values()], ids=["dense", *LINEAR])
+def test_the_slope_of_a_saturated_soft_cap(fn):
+    """sech² keeps its digits where 1 − tanh² has none left, from |u|/κ = 5 to 40."""
+    for row in SATURATED:
+        arguments = dict(targets=np.array([0], np.int32), logit_softcap=5.0)
+        given = jnp.asarray(row[None], jnp.float32)
+        if fn is jxent.cross_entropy:
+            arguments["logits"] = given
+        else:
+            given = jnp.where(jnp.isinf(given), 0, given)
+            arguments = dict(hidden=jnp.ones((1, 1)), head=given, labels=arguments.pop("targets"))
+            arguments |= dict(bias=jnp.zeros(3), logit_softcap=5.0)
+        check(fn, arguments)
+
+
+@pytest.mark.parametrize("fn", [jxent.linear_log_probs, jxent.linear_predictions])
+def test_the_slope_of_a_saturated_soft_cap_without_a_loss(fn):
+    """log p of the class of 40 beside one of 35: ∂/∂u = (1 − p) sech²(u/κ) and −p sech²(u/κ)."""
+    head, labels = jnp.array([[40.0, 35.0]]), {"labels": jnp.array([0])}
+    given = labels if fn is jxent.linear_log_probs else {}
+    value = lambda w: fn(jnp.ones((1, 1)), w, **given, logit_softcap=5.0).log_probs[0]
+    z = 5 * np.tanh(np.array([8.0, 7.0]))
+    p = np.exp(z) / np.exp(z).sum()
+    wanted = (np.array([1.0, 0.0]) - p) / np.cosh([8.0, 7.0]) ** 2
+    np.testing.assert_allclose(jax.grad(value)(head)[0], wanted, rtol=1e-5)
+
+
+def test_a_soft_cap_to_third_order():
+    """In float32, by forward and reverse mode, as plain arithmetic has it in float64."""
+    row = lambda x: jnp.stack([x, 0.5 * x])
+    loss = lambda x: jxent.softmax_cross_entropy_with_integer_labels(
+        row(x), jnp.array(1), logit_softcap=2.0
+    )
+    plain = lambda x: -jax.nn.log_softmax(2 * jnp.tanh(row(x) / 2))[1]
+    derivatives = lambda f: (jax.grad(jax.grad(f)), jax.jacfwd(jax.jacfwd(jax.grad(f))))
+    for x in (0.0, 0.3, -8.0, 12.0, 18.0):
+        with enable_x64():
+            wanted = [f(jnp.float64(x)) for f in derivatives(plain)]
+        found = [f(jnp.float32(x)) for f in derivatives(loss)]
+        np.testing.assert_allclose(found, wanted, rtol=3e-5, atol=1e-7 * (x == 0))
+
+
+def test_the_z_loss_of_huge_logits():
+    """ζ lse² = 1e36 at lse = 1e20, whose square no float32 holds; its derivatives too."""
+    logits, labels = jnp.array([[1e20, 0.0]]), jnp.array([0])
+    loss = lambda z, w: jxent.cross_entropy(z, labels, z_loss=1e-4, row_weights=w, normalizer=1)
+    value, (dz, dw) = jax.value_and_grad(loss, (0, 1))(logits, jnp.ones(1))
+    np.testing.assert_allclose(value, 1e36, rtol=1e-6)
+    np.testing.assert_allclose(dz, [[2e16, 0]], rtol=1e-6)
+    np.testing.assert_allclose(dw, [1e36], rtol=1e-6)
+    rows = jxent.softmax_cross_entropy_with_integer_labels(logits, labels, z_loss=1e-4)
+    np.testing.assert_allclose(rows, [1e36], rtol=1e-6)
+
+
+@pytest.mark.parametrize("fn", LINEAR.values(), ids=LINEAR)
+def test_the_z_loss_of_huge_logits_never_stored(fn):
+    loss = lambda h, w: fn(h, jnp.array([[1e10, 0.0]]), jnp.array([0]), z_loss=1e-4, row_weights=w)
+    value, (dh, dw) = jax.value_and_grad(loss, (0, 1))(jnp.full((1, 1), 1e10), jnp.ones(1))
+    np.testing.assert_allclose(value, 1e36, rtol=1e-6)
+    np.testing.assert_allclose(dh, [[2e26]], rtol=1e-6)
+    np.testing.assert_allclose(dw, [0], atol=1e30)  # a mean of one row does not depend on w

@@ -180,8 +180,8 @@ MUTANTS = [
     ),
     Mutant(
         "_core/weighting.py",
-        "b = _multiply(options.z_loss, w)",
-        "b = _multiply(options.z_loss)",
+        "b = _multiply(w) if options.z_loss",
+        "b = _multiply() if options.z_loss",
         _LOSSES,
         _ONE_OF_EACH,
     ),
@@ -194,10 +194,17 @@ MUTANTS = [
     ),
     Mutant(
         "_core/weighting.py",
-        "return jnp.where(inactive, lax.stop_gradient(lse * lse), active * active)",
-        "return lse * lse",
+        "lse = jnp.where((w == 0) & jnp.isnan(lse), 0, lse)",
+        "pass",
         _HOSTILE,
         "dropped_rows and row_weights",
+    ),
+    Mutant(
+        "_core/weighting.py",
+        "return (w * (zeta * lse)) * lse",
+        "return (w * zeta) * (lse * lse)",
+        _LOSSES,
+        "z_loss_of_huge_logits",
     ),
     Mutant(
         "_core/weighting.py",
@@ -229,7 +236,7 @@ MUTANTS = [
     ),
     Mutant(
         "_core/safe_math.py",
-        "return w * _finite_at_zero(w, x)",
+        "return w * finite_at_zero(w, x)",
         "return w * x",
         _HOSTILE,
         "zero_weights or dropped",
@@ -237,10 +244,24 @@ MUTANTS = [
     # The formula attached to JAX.
     Mutant(
         "_core/row_terms.py",
-        "(1 + t) * (1 - t) * tangents[0]",
+        "_sech_squared(cap, *primals) * tangents[0]",
         "tangents[0]",
         _LOSSES,
         "soft and cap",
+    ),
+    Mutant(
+        "_core/row_terms.py",
+        "4 * e / jnp.square(1 + e)",
+        "1 - jnp.square(jnp.tanh(u / cap))",
+        _LOSSES,
+        "saturated",
+    ),
+    Mutant(
+        "_core/row_terms.py",
+        "(-2 / cap) * (jnp.tanh(u / cap) * slope)",
+        "(-2 / cap) * (jnp.sign(u) * slope)",
+        _LOSSES,
+        "soft_cap_to_third_order",
     ),
     Mutant(
         "_core/row_terms.py",
@@ -553,8 +574,8 @@ MUTANTS = [
     ),
     Mutant(
         "regularization.py",
-        "jnp.square(jnp.abs(g).astype(dtype))",
-        "jnp.abs(g).astype(dtype)",
+        "jnp.sum((w * size) * size)",
+        "jnp.sum(w * size)",
         "namespaces/test_regularization.py",
         "gradient_penalties and vocab-parameters",
     ),

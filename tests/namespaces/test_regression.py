@@ -439,3 +439,8 @@ def test_slopes_of_hl_gauss_at_any_sigma():
     # As flat as the bins are wide, a spike in the first bin and another in the third or first.
     np.testing.assert_allclose(value[:, -1], [1.0, 0.2], rtol=1e-6)
     np.testing.assert_array_equal(value[:, 0], [1, 2])
+
+
+def test_a_square_that_only_its_half_fits():
+    value, slope = jax.value_and_grad(reg.gaussian_nll)(0.0, 2.5e19)
+    np.testing.assert_allclose([value, slope], [3.125e38, -2.5e19], rtol=1e-6)

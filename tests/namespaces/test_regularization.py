@@ -326,3 +326,13 @@ def test_errors(name, unhooked):
     call, error, words = ERRORS[name]
     with pytest.raises(error, match=words):
         call()
+
+
+def test_penalties_of_huge_gradients():
+    """λ g² = 1e36 at g = 1e20, whose square no float32 holds, and 0 for λ = 0."""
+    penalized = jxent.regularization.gradient_penalty(lambda x: 1e20 * x, 1e-4)
+    np.testing.assert_allclose(penalized(0.0), 1e36, rtol=1e-6)
+    at = lambda x, lam: jxent.regularization.gradient_penalty(lambda x: 5e19 * x * x, lam)(x)
+    by_x, by_lambda = jax.grad(at, (0, 1))(1.0, 1e-4)
+    np.testing.assert_allclose(by_x, 2e36, rtol=1e-6)
+    assert at(1.0, 0.0) == np.float32(5e19) and by_lambda == np.inf

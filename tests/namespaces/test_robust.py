@@ -430,3 +430,10 @@ def test_a_fault_where_both_terms_weigh_nothing():
         (slope,) = pull_back(jnp.ones_like(losses))
         np.testing.assert_array_equal(losses, [0, np.nan])
         np.testing.assert_array_equal(np.isnan(slope).all(-1), [False, True])
+
+
+def test_the_slope_by_q_of_a_huge_nll():
+    """−nll²/2 at q = 0, where only the half fits into a float32."""
+    logits = jnp.array([0.0, 2.5e19])
+    slope = jax.grad(lambda q: jxent.robust.generalized_cross_entropy(logits, 0, q=q))(0.0)
+    np.testing.assert_allclose(slope, -3.125e38, rtol=1e-6)

@@ -154,11 +154,11 @@ def cross_entropy(
     # z = κ tanh(u/κ).
     z = np.where(healthy & mask, u, -np.inf)
     z = np.where(healthy, z, 0.0)
-    slope, slope_scale = np.ones_like(z), np.ones_like(z)
+    slope = np.ones_like(z)
     if kappa is not None:
+        e = np.exp(-2 * np.abs(z) / kappa)
+        slope = 4 * e / (1 + e) ** 2
         z = np.where(z == -np.inf, z, kappa * np.tanh(z / kappa))
-        ratio = np.where(z == -np.inf, -1.0, z / kappa)
-        slope, slope_scale = 1 - ratio**2, 1 + ratio**2
 
     r = row(z)
     nan = np.where(fault & kept, np.nan, 0.0)
@@ -241,7 +241,7 @@ def cross_entropy(
     aw = np.abs(w)[..., None]
     scale = {
         "value": value_scale,
-        "logits": times(np.abs(each), dz_scale * slope_scale),
+        "logits": times(np.abs(each), dz_scale * slope),
         "targets": times(np.abs(each), times((1 - eps) * np.abs(c), nll))
         + through_D_scale * aw * dc_bar_dt_scale,
         "row_weights": np.where(
