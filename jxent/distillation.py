@@ -395,12 +395,12 @@ class _DistillationRows(NamedTuple):
     ) -> PerRow:
         """Compute each row's loss."""
         dtype = by.soft.dtype
-        s, t = map(pin_half_precision, zs)
+        s, t = (pin_half_precision(z).astype(dtype) for z in zs)
         s, t = (z if mask is None else jnp.where(mask, z, -jnp.inf) for z in (s, t))
         if self.may_be_zero:
             valid = _valid_rows(s, t, y, mask) | by.active
             kept = valid if kept is None else kept & valid
-        s, t = zero_unless(kept, s).astype(dtype), zero_unless(kept, t).astype(dtype)
+        s, t = zero_unless(kept, s), zero_unless(kept, t)
         soft = logit_divergence.divergence(self.kind, s, t, T.astype(dtype))
         loss = multiply_no_nan(by.soft, soft)
         if y is not None:

@@ -318,7 +318,7 @@ def _symmetric_of_distributions(
     @row_terms.rematerialized
     def losses(z: Logits, rows: RowInputs, alpha: Scalar, beta: Scalar) -> PerRow:
         t, kept, mask, c, _ = rows
-        c = None if c is None else c.astype(dtype)
+        t, c = t.astype(dtype), None if c is None else c.astype(dtype)
         average = class_weight(RowInputs(t, kept, mask, c))
         given = vary_alike(pin_half_precision(z).astype(dtype), t, c, mask, kept)
         forward = row_terms.row_terms(row_terms.TermOptions(), *given).nll

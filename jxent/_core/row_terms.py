@@ -66,11 +66,15 @@ class RowTermsAndStatistics(NamedTuple):
 
 
 def apply_mask_and_softcap(options: TermOptions, mask: ClassMask | None, u: Logits) -> Logits:
-    """Compute z from the logits as given: excluded classes at −inf, z = κ tanh(u/κ)."""
-    z = u if mask is None else jnp.where(mask, u, -jnp.inf)
-    if options.softcap is None:
-        return z
-    return _softcap(options.softcap, z.astype(loss_dtype(u.dtype)))
+    """Compute z from the logits as given: excluded classes at −inf, z = κ tanh(u/κ).
+
+    In the dtype of the loss, unless z is u itself: not every dtype has an infinity.
+    """
+    if mask is None and options.softcap is None:
+        return u
+    z = u.astype(loss_dtype(u.dtype))
+    z = z if mask is None else jnp.where(mask, z, -jnp.inf)
+    return z if options.softcap is None else _softcap(options.softcap, z)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

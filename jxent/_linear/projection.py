@@ -132,9 +132,11 @@ def scale_to_half(dz: Logits, p: Projection) -> ScaledGradient:
     """Round dz to the operands' dtype, lifted into the range of float16 where that is it.
 
     The gradients of a mean would vanish there.  The scale is a power of two that takes the largest
-    to some 2¹⁴, which leaves 2²⁸ below it in full precision.
+    to some 2¹⁴, which leaves 2²⁸ below it in full precision.  Eight bits and fewer hold no gradient
+    well enough: with such operands dz stays as it is.
     """
-    dtype = p.hidden.dtype if p.hidden.dtype == p.head.dtype else dz.dtype
+    alike = p.hidden.dtype == p.head.dtype and jnp.finfo(p.hidden.dtype).bits >= 16
+    dtype = p.hidden.dtype if alike else dz.dtype
     if dtype != jnp.float16:
         return ScaledGradient(dz.astype(dtype), None)
     largest = jnp.max(jnp.where(jnp.isfinite(dz), jnp.abs(dz), 0), initial=0)

@@ -104,7 +104,7 @@ def _block(
     """Slice block i; classes that another block owns are impossible here and weigh nothing."""
     tiles = _class_tiles(options.static, p)
     owned, start = tiles.owns(i), tiles.start(i)
-    b_i = None if p.bias is None else tiles.take(p.bias, i)
+    b_i = None if p.bias is None else tiles.take(p.bias, i).astype(p.dtype)
     c_i = y_i = None
     if options.terms.smooth_loss:
         c_i = jnp.ones(tiles.size, p.dtype) if c is None else tiles.take(c, i)

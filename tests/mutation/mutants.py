@@ -335,8 +335,8 @@ MUTANTS = [
     ),
     Mutant(
         "_core/row_terms.py",
-        "z = u if mask is None else jnp.where(mask, u, -jnp.inf)",
-        "z = u",
+        "z = z if mask is None else jnp.where(mask, z, -jnp.inf)",
+        "",
         _LOSSES,
         "excluded_classes",
     ),
