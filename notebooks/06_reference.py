@@ -123,7 +123,7 @@ show("bfloat16 logits", INTEGER_LABELS, z.astype(jnp.bfloat16), labels)
 # |---|---|---|---|
 # | soft target 0 on a logit of −∞ | NaN; 0 in `safe_softmax_cross_entropy` | NaN | 0 |
 # | `safe_softmax_cross_entropy` | a function of its own, without `axis` and `where` | — | `softmax_cross_entropy`, which is safe |
-# | negative soft target | accepted | accepted | `ValueError`; under `jit` accepted, NaN in `kl_divergence` |
+# | negative soft target | accepted | accepted | accepted in the softmax losses that optax has; else `ValueError`, under `jit` accepted, NaN in `kl_divergence` |
 # | soft labels `[N, 1]`, `[1, V]` or a scalar | broadcast | an error | `ValueError`; floats `[V]` for all rows are accepted |
 # | soft labels `[V]` of integers | broadcast | an error | `ValueError`: they may be labels of other rows |
 # | weighted mean over distributions | — | Σ loss / N | Σ loss / Σ_rows (Σ_v c_v t_v / Σ_v t_v), so that labels and their one-hot rows agree; `normalizer=N` gives PyTorch's |
@@ -141,7 +141,7 @@ show("soft labels [V] of integers", "softmax_cross_entropy", z, jnp.array([0, 1,
 # |---|---|---|---|
 # | `where` of shape `[N, 1]` | broadcast | — | `ValueError`; `[N]` keeps rows, `[N, V]` keeps classes |
 # | `where` excludes the label's class | a finite number, possibly negative | — | NaN in its row |
-# | `where` excludes a class with soft mass, in a softmax loss | the mass is dropped | — | NaN in its row |
+# | `where` excludes a class with soft mass, in a softmax loss | the mass is dropped | — | dropped in those that optax has; NaN in its row in the others |
 # | `where` of shape `[N]` in `kl_divergence`, `poly_loss_cross_entropy` | an error, or a wrong number when N = V | — | keeps rows |
 # | dropped row that holds NaN or ∞ | 0, loss and gradient | loss 0, gradient NaN | 0, loss and gradient |
 # | mean when every row is ignored, or there is none | — | NaN | 0, gradient 0 |
@@ -228,7 +228,8 @@ show("a log-prediction of +∞", "kl_divergence", halves.at[0, 0].set(jnp.inf), 
 # | row weight or class weight of 0 | contributes 0, even against +∞ |
 # | weights that sum to 0, or no rows | mean 0, gradient 0 |
 # | soft targets that do not sum to 1 | accepted; gradient (Σt) p − t |
-# | negative soft target | `ValueError` when it can be read; else used as it is |
+# | negative soft target | used as it is in the softmax losses that optax has; elsewhere `ValueError` when it can be read |
+# | negative row weight | an ordinary number; in a mean without `normalizer=` `ValueError` when it can be read, else NaN |
 # | probability outside [0, 1] in `jxent.information` | `ValueError` when it can be read; else NaN in that row, value and gradient |
 # | an invalid row in `jxent.metrics` | every number NaN; +∞ for a label held impossible is valid |
 # | an invalid row in `linear_cross_entropy` | NaN in its own loss and ∂/∂hidden, and in what sums over rows: a mean, ∂/∂head, ∂/∂bias |

@@ -54,11 +54,11 @@ def as_distributions(
     z: Logits,
     rows_of: Callable[[ArrayLike | None], ArrayLike | None],
     *,
-    one_row: bool = False,
+    as_optax: bool = False,
 ) -> Logits:
     """Check distributions, or one-hot integers, and move their classes last.
 
-    With `one_row` also floats [V], one distribution for all rows, as optax takes them. Integers
+    With `as_optax` also floats [V], one distribution for all rows, and negative entries. Integers
     [V] raise: more likely they are labels of another batch.
     """
     x = rows_of(labels)
@@ -71,17 +71,18 @@ def as_distributions(
             "softmax_cross_entropy_with_integer_labels"
         )
     floating = _check.has_dtype(x, jnp.floating)
-    if shape != z.shape and not (one_row and floating and shape == one_for_all):
+    if shape != z.shape and not (as_optax and floating and shape == one_for_all):
         other = (
             f"be floats {list(one_for_all)} for all rows"
-            if one_row
+            if as_optax
             else f"be integers, one a row, shape {list(rows)}"
         )
         raise ValueError(
             f"{fn}: `labels` must have the logits' shape {list(z.shape)} (classes last), or "
             f"{other}, got {_check.describe(x)}"
         )
-    _check.nonnegative(fn, "labels", x)
+    if not as_optax:
+        _check.nonnegative(fn, "labels", x)
     t = jnp.asarray(x)
     return jnp.broadcast_to(t if floating else t.astype(jnp.float32), z.shape)
 
@@ -94,21 +95,28 @@ def softmax_inputs(
     where: ArrayLike | None,
     class_weights: ArrayLike | None,
     *,
-    one_row: bool = False,
+    as_optax: bool = False,
 ) -> tuple[Logits, RowInputs]:
     """Check the arguments of a row loss that takes labels or distributions, told by shape."""
     z, rows_of = classes_last(fn, logits, axis)
     kept, mask = _check.where(fn, rows_of(where), z.shape)
     t: Targets
     # Floats [V] may be one distribution for all rows; else what has the rows' shape are labels.
-    soft = one_row and not _check.is_integer(labels)
+    soft = as_optax and not _check.is_integer(labels)
     if _check.shape_of(labels) == z.shape[:-1] and not soft:
         t = _check.labels(fn, labels, z.shape[:-1])
         _check.label_values(fn, labels, z.shape[-1], kept)
     else:
-        t = as_distributions(fn, labels, z, rows_of, one_row=one_row)
+        t = as_distributions(fn, labels, z, rows_of, as_optax=as_optax)
     c = _check.weights(fn, "class_weights", class_weights, z.shape[-1:])
     return z, RowInputs(t, kept, mask, c)
+
+
+def _without_excluded(rows: RowInputs) -> RowInputs:
+    """Drop the mass that distributions have on excluded classes, as optax does."""
+    if is_labels(rows.targets) or rows.class_mask is None:
+        return rows
+    return rows._replace(targets=jnp.where(rows.class_mask, rows.targets, 0))
 
 
 @partial(jax.jit, static_argnames=("fn", "options"), inline=True)
@@ -117,7 +125,7 @@ def weighted_row_losses(fn: str, z: Logits, rows: RowInputs, options: LossOption
 
     @row_terms.rematerialized
     def losses(z: Logits, rows: RowInputs) -> PerRow:
-        return weighted_rows(row_terms.row_terms, fn, z, rows, options)[0]
+        return weighted_rows(row_terms.row_terms, fn, z, _without_excluded(rows), options)[0]
 
     return losses(z, rows)
 
@@ -128,18 +136,27 @@ def row_losses_of_nll(
     z: Logits,
     rows: RowInputs,
     parameters: Mapping[str, ArrayLike],
+    *,
+    as_optax: bool = False,
 ) -> PerRow:
     """Compute c_y g(nll_y) for labels, Σ_v t_v c_v g(nll_v) for distributions.
 
-    `g(nll, *parameters)` has its own derivatives, to any order.
+    `g(nll, *parameters)` has its own derivatives, to any order. Mass on an excluded class is NaN,
+    or dropped with `as_optax`.
     """
     scalars = tuple(_check.weights(fn, name, x, ()) for name, x in parameters.items())
-    return _transformed_rows(fn, g, z, rows, scalars)
+    return _transformed_rows(fn, g, z, rows, scalars, as_optax=as_optax)
 
 
-@partial(jax.jit, static_argnames=("fn", "g"), inline=True)
+@partial(jax.jit, static_argnames=("fn", "g", "as_optax"), inline=True)
 def _transformed_rows(
-    fn: str, g: Callable[..., Array], z: Logits, rows: RowInputs, parameters: tuple[Scalar, ...]
+    fn: str,
+    g: Callable[..., Array],
+    z: Logits,
+    rows: RowInputs,
+    parameters: tuple[Scalar, ...],
+    *,
+    as_optax: bool,
 ) -> PerRow:
     dtype = loss_dtype(z.dtype)
     largest = jnp.finfo(dtype).max
@@ -147,7 +164,7 @@ def _transformed_rows(
     @row_terms.rematerialized
     def losses(z: Logits, rows: RowInputs, parameters: tuple[Scalar, ...]) -> PerRow:
         parameters = tuple(x.astype(dtype) for x in parameters)
-        t, kept, mask, c, _ = rows
+        t, kept, mask, c, _ = _without_excluded(rows) if as_optax else rows
         c = None if c is None else c.astype(dtype)
         if not is_labels(t):
             w, nll = row_terms.weighted_targets_and_nll(*vary_alike(z, t, c, mask, kept))

@@ -105,7 +105,8 @@ def softmax_cross_entropy(
     Args:
       logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
       labels: distributions or one-hot integers of the logits' shape, or one distribution, floats
-        `[V]`, for all rows. They need not sum to 1; they must not be negative.
+        `[V]`, for all rows. They need not sum to 1, and may be negative: the loss is linear in
+        them. Mass on a class that `where` excludes is dropped.
       axis, where, class_weights, label_smoothing, z_loss, logit_softcap: as in
         `softmax_cross_entropy_with_integer_labels`.
 
@@ -113,8 +114,8 @@ def softmax_cross_entropy(
       `[*n]` in nats, float32 (float64 for float64 logits).
 
     Raises:
-      TypeError, ValueError: as `cross_entropy`. Mass on a class that `where` excludes is NaN in its
-        row.
+      TypeError, ValueError: as `cross_entropy`, which is stricter: there a concrete negative target
+        raises, and mass on an excluded class is NaN in its row.
 
     Residuals:
       The arguments and a few numbers per row.
@@ -133,7 +134,7 @@ def softmax_cross_entropy(
     fn = "softmax_cross_entropy"
     z, rows_of = classes_last(fn, logits, axis)
     kept, mask = _check.where(fn, rows_of(where), z.shape)
-    t = as_distributions(fn, labels, z, rows_of, one_row=True)
+    t = as_distributions(fn, labels, z, rows_of, as_optax=True)
     c = _check.weights(fn, "class_weights", class_weights, z.shape[-1:])
     options = loss_options(fn, label_smoothing, z_loss, logit_softcap)
     return weighted_row_losses(fn, z, RowInputs(t, kept, mask, c), options)
@@ -214,7 +215,7 @@ def poly_loss_cross_entropy(
     Args:
       logits: floating point, classes along `axis`; the other axes `[*n]` are rows.
       labels: distributions or one-hot integers of the logits' shape, one distribution, floats
-        `[V]`, or integers `[*n]`.
+        `[V]`, or integers `[*n]`. Distributions as in `softmax_cross_entropy`.
       epsilon: ε, a scalar, or a tuple of scalars ε_1, ε_2, …; they may be traced, and negative.
       axis, where, class_weights: as in `softmax_cross_entropy_with_integer_labels`.
 
@@ -241,8 +242,8 @@ def poly_loss_cross_entropy(
     terms = {"epsilon": epsilon}
     if isinstance(epsilon, tuple):
         terms = {f"epsilon[{k}]": e for k, e in enumerate(epsilon)}
-    z, rows = softmax_inputs(fn, logits, labels, axis, where, class_weights, one_row=True)
-    return row_losses_of_nll(fn, _poly_of_nll, z, rows, terms)
+    z, rows = softmax_inputs(fn, logits, labels, axis, where, class_weights, as_optax=True)
+    return row_losses_of_nll(fn, _poly_of_nll, z, rows, terms, as_optax=True)
 
 
 @jax.custom_jvp

@@ -603,7 +603,6 @@ ERRORS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], s
         r"for integer labels",
     ),
     "soft: [N, 1] labels": (_soft, (Z, T[:, :1]), {}, ValueError, r"must have the logits' shape"),
-    "soft: negative": (_soft, (Z, T - 0.3), {}, ValueError, r"`labels`\[0, 0\] = .* negative"),
     "soft: class weights": (
         _soft,
         (Z, T),

@@ -305,11 +305,11 @@ def _(m):
 def _(m):
     t = T.at[0, 0].set(-0.5)
     if m is jxent:
-        for fn in (m.softmax_cross_entropy, m.cross_entropy, m.kl_divergence):
+        for fn in (m.cross_entropy, m.softmax_focal_loss, m.kl_divergence):
             with pytest.raises(ValueError, match="negative"):
                 fn(Z, t)
     expected = -jnp.sum(t * jax.nn.log_softmax(Z), axis=-1)
-    _same(jax.jit(m.softmax_cross_entropy)(Z, t), expected)
+    _same(m.softmax_cross_entropy(Z, t), expected)
     _nan_row(jax.jit(m.kl_divergence)(jax.nn.log_softmax(Z), t))
 
 
@@ -402,11 +402,11 @@ def _(m):
 @claim("`where` excludes a class with soft mass, in a softmax loss", "optax", "jxent")
 def _(m):
     mask = jnp.ones(Z.shape, bool).at[0, 0].set(False)
-    rows = m.softmax_cross_entropy(Z, T, where=mask)
+    for fn in (m.softmax_cross_entropy, m.poly_loss_cross_entropy):
+        _same(fn(Z, T, where=mask), fn(Z, T.at[0, 0].set(0), where=mask))
     if m is jxent:
-        _nan_row(rows)
-    else:
-        _same(rows, m.softmax_cross_entropy(Z, T.at[0, 0].set(0), where=mask))
+        _nan_row(m.cross_entropy(Z, T, where=mask, reduction="none"))
+        _nan_row(m.softmax_focal_loss(Z, T, where=mask))
 
 
 @claim("`where` of shape `[N]` in `kl_divergence`, `poly_loss_cross_entropy`", "optax", "jxent")

@@ -540,3 +540,46 @@ def test_the_z_loss_of_huge_logits_never_stored(fn):
     np.testing.assert_allclose(value, 1e36, rtol=1e-6)
     np.testing.assert_allclose(dh, [[2e26]], rtol=1e-6)
     np.testing.assert_allclose(dw, [0], atol=1e30)  # a mean of one row does not depend on w
+
+
+AS_OPTAX = (jxent.softmax_cross_entropy, jxent.poly_loss_cross_entropy)
+EXCLUDING = np.array([[True, True, False], [False, True, True], [True, True, True]])
+
+
+@pytest.mark.parametrize("fn", AS_OPTAX)
+def test_mass_on_an_excluded_class_is_dropped_as_in_optax(fn):
+    """Whatever it is; the others' losses, and every gradient, are those of targets without it."""
+    z = jnp.asarray(np.random.default_rng(5).standard_normal((3, 3)), jnp.float32)
+    t = jnp.array([[0.5, 0.2, 0.3], [jnp.inf, 0.5, 0.25], [0.1, 0.2, 0.7]])
+    loss = lambda z, t: jnp.sum(fn(z, t, where=EXCLUDING) * jnp.array([1.0, -2.0, 3.0]))
+    without = jnp.where(EXCLUDING, t, 0)
+    found, wanted = (jax.value_and_grad(loss, (0, 1))(z, x) for x in (t, without))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    rows, slope = jax.jvp(lambda t: fn(z, t, where=EXCLUDING), (t,), (jnp.ones_like(t),))
+    assert np.isfinite(rows).all() and np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda *a, **kw: jxent.cross_entropy(*a, **kw, reduction="none"),
+        jxent.softmax_focal_loss,
+        jxent.robust.generalized_cross_entropy,
+        jxent.robust.symmetric_cross_entropy,
+    ],
+)
+def test_mass_on_an_excluded_class_is_nan_elsewhere(fn):
+    t = jnp.array([[0.5, 0.2, 0.3], [0.0, 0.5, 0.5], [0.1, 0.2, 0.7]])
+    rows = fn(jnp.zeros((3, 3)), t, where=EXCLUDING)
+    np.testing.assert_array_equal(np.isnan(rows), [True, False, False])
+
+
+@pytest.mark.parametrize("fn", AS_OPTAX)
+def test_negative_targets_as_in_optax(fn):
+    """The loss is linear in t; in `cross_entropy` they raise."""
+    z, t = jnp.array([[0.5, -1.0, 2.0]]), jnp.array([[1.5, -0.25, -0.5]])
+    each = jax.vmap(lambda e: fn(z[0], e))(jnp.eye(3))
+    np.testing.assert_allclose(fn(z, t), t @ each, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(lambda t: fn(z, t)[0])(t)[0], each, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"`targets`\[0, 1\] = -0.25 must not be negative"):
+        jxent.cross_entropy(z, t)
