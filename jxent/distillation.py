@@ -32,7 +32,13 @@ from jxent._core.log_softmax import pin_half_precision
 from jxent._core.logit_divergence import Divergence, DivergenceName
 from jxent._core.safe_math import multiply_no_nan, propagate_nan, zero_unless
 from jxent._core.targets import kept_rows, narrow
-from jxent._core.weighting import Reduction, reduce, reduction_options, row_weight
+from jxent._core.weighting import (
+    Reduction,
+    mean_weights,
+    reduce,
+    reduction_options,
+    row_weight,
+)
 from jxent._linear.implementations import EACH_ROW, IMPLEMENTATIONS, run
 from jxent._linear.projection import Layout, Projection, Static, widest_dtype
 from jxent._linear.row_loss import Operands, RowReduction, Zs
@@ -105,9 +111,9 @@ def distillation_loss(
       where: boolean; `[*n]` keeps rows, `[*n, V]` keeps classes. Dropped rows are exactly 0, loss
         and gradient, whatever they hold.
       ignore_index: rows with this hard label are dropped, from both terms.
-      row_weights: `[*n]`.
+      row_weights: `[*n]`; negative ones as in `cross_entropy`.
       reduction: "mean", "sum", or "none" for one loss a row.
-      normalizer: scalar in place of the mean's denominator.
+      normalizer: scalar in place of the mean's denominator, as in `cross_entropy`.
       axis_name: mesh axes to sum numerator and denominator over, inside `jax.shard_map`.
 
     Returns:
@@ -119,8 +125,9 @@ def distillation_loss(
     Raises:
       TypeError: a dtype that is not what is listed; a traced static option.
       ValueError: shapes that do not match exactly; an option out of range; a concrete label
-        outside [0, V) that is not dropped; `alpha` or `ignore_index` without hard labels. Under jit
-        such a label, and a temperature or α out of range, are NaN.
+        outside [0, V) that is not dropped; `alpha` or `ignore_index` without hard labels; a
+        concrete negative row weight as in `cross_entropy`. Under jit such a label or weight, and a
+        temperature or α out of range, are NaN.
 
     Residuals:
       The arguments as given and a few numbers per row.
@@ -158,6 +165,7 @@ def distillation_loss(
         _check.weights(fn, "row_weights", row_weights, s.shape[:-1]),
     )
     how = reduction_options(fn, reduction, normalizer, axis_name)
+    mean_weights(fn, row_weights, kept, how)
     kind = _divergence_options(fn, divergence, beta)
     return _distillation_loss(s, t, given, how, kind=kind)
 
@@ -260,6 +268,7 @@ def linear_distillation_loss(
     c = _check.bias(fn, teacher_bias, classes, "teacher_bias")
     both = Projection(h, w, b, head_layout), Projection(u, v, c, layout)
     how = reduction_options(fn, reduction, normalizer, axis_name)
+    mean_weights(fn, row_weights, kept, how)
     kind = _divergence_options(fn, divergence, beta)
     size = _check.chunk_size(fn, chunk_size)
     with _check.reverse_only(fn, "distillation_loss of stored logits"):

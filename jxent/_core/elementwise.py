@@ -18,7 +18,13 @@ from jaxtyping import Array, Bool, Float, Shaped
 from jxent import _check
 from jxent._compat import shard_alike, vary_alike
 from jxent._core.safe_math import multiply_no_nan, zero_unless
-from jxent._core.weighting import Reduction, reduce, reduction_options, row_weight
+from jxent._core.weighting import (
+    Reduction,
+    mean_weights,
+    reduce,
+    reduction_options,
+    row_weight,
+)
 from jxent._typing import ArrayLike, AxisNames, PerEntry, ReductionKind
 
 Broadcastable = Shaped[Array, "..."]  # of any dtype; its shape broadcasts to the logits' shape
@@ -54,11 +60,13 @@ def check_options(
     axis_name: AxisNames | None,
 ) -> ElementwiseOptions:
     """Check the shared options for logits of this shape."""
-    return ElementwiseOptions(
-        _check.entries_kept(fn, where, shape),
-        _check.entry_weights(fn, "row_weights", row_weights, shape),
-        reduction_options(fn, reduction, normalizer, axis_name),
-    )
+    kept = _check.entries_kept(fn, where, shape)
+    weights = _check.entry_weights(fn, "row_weights", row_weights, shape)
+    how = reduction_options(fn, reduction, normalizer, axis_name)
+    by_row = row_weights is not None and _check.shape_of(row_weights) != shape
+    counting = jnp.any(kept, axis=-1) if by_row and kept is not None else kept
+    mean_weights(fn, row_weights, counting, how)
+    return ElementwiseOptions(kept, weights, how)
 
 
 @partial(jax.jit, static_argnames=("loss",), inline=True)

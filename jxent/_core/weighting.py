@@ -8,10 +8,12 @@
 (w: row weight; ε: label smoothing; ζ: z-loss; V: the row's kept classes; for a distribution nll
 holds c already).  In a dropped row w, the weight and the terms are 0.
 
-    "none"  the rows        "sum"  Σ rows        "mean"  Σ rows / Σ weights, 0 where that is 0/0
+    "none"  the rows        "sum"  Σ rows        "mean"  Σ rows / Σ weights, 0 where Σ weights = 0
 
 With mesh axes both sums run over the devices too, so that every device has the mean of the whole
-batch and not a mean of means.  A `normalizer` takes the place of Σ weights.
+batch and not a mean of means.  A `normalizer` takes the place of Σ weights; by a normalizer of 0
+only a sum of 0 is 0.  Weights of both signs may add up to nothing, whatever the rows are: a mean
+by them is NaN, and `normalizer` the way out.
 
 Options travel as records, made once by the checks: `RowInputs`, `LossOptions`, `Reduction`.
 """
@@ -26,7 +28,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jxent import _check
 from jxent._compat import vary_alike
@@ -109,6 +111,19 @@ def reduction_options(
         raise ValueError(f'{fn}: `axis_name` sums over devices; it cannot go with reduction="none"')
     axis_names = tuple(axis_name) if isinstance(axis_name, list) else axis_name  # to be hashed
     return Reduction(kind, _check.weights(fn, "normalizer", normalizer, ()), axis_names)
+
+
+def mean_weights(
+    fn: str, row_weights: ArrayLike | None, kept: RowMask | None, reduction: Reduction
+) -> None:
+    """Raise ValueError at a concrete negative weight of a kept row that a mean divides by."""
+    if row_weights is None or reduction.kind != "mean" or reduction.normalizer is not None:
+        return
+    must = (
+        "is negative, and a mean divides by the sum of the weights; give normalizer=, for example "
+        'the number of rows, or reduction="sum"'
+    )
+    _check.every_entry(fn, "row_weights", row_weights, lambda w: ~(w < 0), must, kept)
 
 
 class Coefficients(NamedTuple):
@@ -230,21 +245,26 @@ def reduce(rows: PerRow, weights: PerRow | None, reduction: Reduction) -> jax.Ar
     total = sum_over_devices(jnp.sum(rows), reduction)
     if reduction.kind == "sum":
         return total
-    return divide(total, denominator(weights, reduction))
+    by = denominator(weights, reduction)
+    return divide(total, by, empty=is_empty(total, by, reduction))
 
 
 def denominator(weights: PerRow | None, reduction: Reduction) -> Scalar:
-    """Compute the denominator of a mean."""
-    if reduction.normalizer is not None:
-        return reduction.normalizer
+    """Compute the denominator of a mean: NaN if it is the sum of weights and one is negative."""
     assert weights is not None
-    return sum_over_devices(jnp.sum(weights), reduction)
+    if reduction.normalizer is not None:
+        return reduction.normalizer.astype(weights.dtype)
+    nan_if_negative = jnp.where(jnp.any(weights < 0), jnp.nan, 0)
+    return sum_over_devices(jnp.sum(weights) + nan_if_negative, reduction)
 
 
-def divide(x: Float[Array, "..."], by: Scalar) -> Float[Array, "..."]:
-    """Divide, with 0/0 = 0."""
-    by = by.astype(x.dtype)
-    empty = by == 0
+def is_empty(total: Scalar, by: Scalar, reduction: Reduction) -> Bool[Array, ""]:
+    """Tell whether a mean is over nothing: no weight, or a sum of 0 by a normalizer of 0."""
+    return (by == 0) if reduction.normalizer is None else (by == 0) & (total == 0)
+
+
+def divide(x: Float[Array, "..."], by: Scalar, *, empty: Bool[Array, ""]) -> Float[Array, "..."]:
+    """Divide; where `empty`, 0 with derivatives of 0."""
     return jnp.where(empty, 0, x / jnp.where(empty, 1, by))
 
 

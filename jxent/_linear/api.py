@@ -19,6 +19,7 @@ from jxent._core.weighting import (
     Reduction,
     RowInputs,
     loss_options,
+    mean_weights,
     prepare,
     reduction_options,
 )
@@ -82,12 +83,12 @@ def linear_cross_entropy(
       where: boolean `[*n]`: rows to keep. Dropped rows are exactly 0, whatever they hold.
       ignore_index: rows with this label are dropped.
       class_weights: `[V]`.
-      row_weights: `[*n]`; they may be negative.
+      row_weights: `[*n]`; negative ones as in `cross_entropy`.
       label_smoothing: ε in [0, 1], static.
       z_loss: ζ ≥ 0, static.
       logit_softcap: κ > 0, static.
       reduction: "mean", "sum", or "none" for one loss a row.
-      normalizer: scalar in place of the mean's denominator, see `label_weights`.
+      normalizer: scalar in place of the mean's denominator, as in `cross_entropy`.
       axis_name: mesh axes to sum numerator and denominator over, inside `jax.shard_map`.
       implementation: "tokens", "vocab", "reference" or None.
       chunk_size: rows in a chunk ("tokens"), classes in a block ("vocab"); by default what fits a
@@ -101,8 +102,9 @@ def linear_cross_entropy(
     Raises:
       TypeError: a dtype that is not what is listed; a traced static option.
       ValueError: shapes that do not match exactly; an option out of range; "tokens" with
-        reduction="none"; a concrete label outside [0, V) that is not dropped. Under jit such a
-        label is NaN in the loss and in ∂/∂hidden of its row, and so in what sums over rows.
+        reduction="none"; a concrete label outside [0, V) that is not dropped; a concrete negative
+        row weight as in `cross_entropy`. Under jit such a label is NaN in the loss and in
+        ∂/∂hidden of its row, and so in what sums over rows.
 
     Residuals:
       By "tokens" the gradients themselves, in float32, and nothing of size N·V; by "vocab" the
@@ -137,6 +139,7 @@ def linear_cross_entropy(
     )
     options = loss_options(fn, label_smoothing, z_loss, logit_softcap)
     how = reduction_options(fn, reduction, normalizer, axis_name)
+    mean_weights(fn, row_weights, kept, how)
     choice = Choice(
         choose_implementation(fn, implementation, reduction),
         _check.chunk_size(fn, chunk_size),

@@ -187,7 +187,10 @@ def _scaled_gradients(gradients: Operands, types: Types, g: Scalar | None) -> Op
     def scaled(gradient: Array, like: Any) -> Any:
         if gradient.dtype == bool:  # `_encode_structure`: not wanted
             return symbolic_zero(like)
-        return (gradient if g is None else g * gradient).astype(like.dtype)
+        if g is not None:
+            # In a dropped row 0·g is 0, also for the infinite g of a mean by a normalizer of 0.
+            gradient = multiply_no_nan(gradient, jnp.broadcast_to(g, gradient.shape))
+        return gradient.astype(like.dtype)
 
     found = [scaled(gradient, like) for gradient, like in zip(leaves, types.leaves, strict=True)]
     return jax.tree.unflatten(structure, found)

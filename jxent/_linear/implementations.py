@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jxent._compat import vary_alike
-from jxent._core.weighting import denominator, divide, reduce, sum_over_devices
+from jxent._core.weighting import denominator, divide, is_empty, reduce, sum_over_devices
 from jxent._linear import chunked_rows, reference, vocab
 from jxent._linear.projection import Projection, Static, pad_classes
 from jxent._linear.row_loss import Operands, RowLoss, RowReduction
@@ -74,7 +74,10 @@ def run(
     each = operands.each
     if implementation.sums_rows and reduction.kind == "mean":
         # Before the sum, not after it: a cotangent of 1 then leaves the gradients as they are.
-        each = jax.tree.map(functools.partial(divide, by=denominator(weights, reduction)), each)
+        # But a normalizer of 0 divides the sum: where that is 0 too, so is the mean.
+        by = denominator(weights, reduction)
+        before = by if reduction.normalizer is None else jnp.where(by == 0, 1, by)
+        each = jax.tree.map(functools.partial(divide, by=before, empty=before == 0), each)
     each, labels, kept = jax.tree.map(jnp.ravel, (each, labels, kept))
     projections = tuple(
         replace(p, hidden=p.hidden.reshape(math.prod(shape), p.hidden.shape[-1]))
@@ -93,5 +96,9 @@ def run(
     operands, labels, kept = jax.tree.unflatten(structure, vary_alike(*leaves))
     losses = implementation.run(loss, static, operands, labels, kept)
     if implementation.sums_rows:
-        return sum_over_devices(losses, reduction)
+        total = sum_over_devices(losses, reduction)
+        if reduction.normalizer is None:
+            return total
+        by = denominator(weights, reduction)
+        return divide(total, jnp.where(by == 0, by, 1), empty=is_empty(total, by, reduction))
     return reduce(losses.reshape(shape), weights, reduction)

@@ -17,6 +17,7 @@ from jxent._core.weighting import (
     RowInputs,
     class_weight,
     loss_options,
+    mean_weights,
     reduce,
     reduction_options,
     row_weight,
@@ -63,14 +64,15 @@ def cross_entropy(
         then over the kept ones). Dropped rows are exactly 0, loss and gradient, whatever they hold.
       ignore_index: rows with this label are dropped.
       class_weights: `[V]`.
-      row_weights: `[*n]`, for example 1 for a token and 0 for padding; an advantage may be
-        negative.
+      row_weights: `[*n]`, for example 1 for a token and 0 for padding. Negative ones, such as
+        advantages, go with a `normalizer`, "sum" or "none": their own sum may be about 0.
       label_smoothing: ε in [0, 1], static.
       z_loss: ζ ≥ 0, static.
       logit_softcap: κ > 0, static.
       reduction: "mean", "sum", or "none" for one loss a row.
       normalizer: scalar in place of the mean's denominator, for example the sum of
-        `label_weights` over all micro-batches or devices.
+        `label_weights` over all micro-batches or devices, or the number of rows. By 0 a sum of 0
+        is 0 and any other is ±∞.
       axis_name: mesh axes to sum numerator and denominator over, inside `jax.shard_map`.
 
     Returns:
@@ -80,8 +82,10 @@ def cross_entropy(
     Raises:
       TypeError: a dtype that is not what is listed; a traced static option.
       ValueError: shapes that do not match exactly; an option out of range; a concrete label
-        outside [0, V) that is not dropped; a concrete negative target. Under jit such a label is
-        NaN in the loss and gradient of its row (`jxent.testing.checked` finds it).
+        outside [0, V) that is not dropped; a concrete negative target; a concrete negative weight
+        of a row that is not dropped, in a mean without `normalizer`. Under jit such a label is NaN
+        in the loss and gradient of its row (`jxent.testing.checked` finds it), such a weight in
+        the mean.
 
     Residuals:
       The arguments as given and five numbers per row.
@@ -118,6 +122,7 @@ def cross_entropy(
     )
     options = loss_options(fn, label_smoothing, z_loss, logit_softcap)
     how = reduction_options(fn, reduction, normalizer, axis_name)
+    mean_weights(fn, row_weights, kept, how)
     with _check.reverse_only(fn, "softmax_cross_entropy or its integer-label form"):
         return _cross_entropy(z, rows, how, options=options)
 

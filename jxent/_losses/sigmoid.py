@@ -70,9 +70,10 @@ def sigmoid_binary_cross_entropy(
         unknown), or of the rows' shape `[*n]` for rows of logits `[*n, V]`. Loss and gradient of
         dropped logits are exactly 0, whatever the logit or its label holds.
       row_weights: the weight of each logit, or of all logits of each row: the same shapes as
-        `where`. Weights may be negative.
+        `where`. Negative ones go with a `normalizer`, "sum" or "none": their sum may be about 0.
       reduction: "none", "sum", or "mean": Σ weight loss / Σ weight over the kept logits.
-      normalizer: scalar that replaces the denominator of the mean.
+      normalizer: scalar that replaces the denominator of the mean. By 0 a sum of 0 is 0 and any
+        other is ±∞.
       axis_name: mesh axes to sum numerator and denominator over, inside `jax.shard_map`.
 
     Returns:
@@ -82,7 +83,8 @@ def sigmoid_binary_cross_entropy(
 
     Raises:
       ValueError: a shape other than those above; a concrete label outside [0, 1]; a concrete w that
-        is negative or not finite; ε outside [0, 1].
+        is negative or not finite; ε outside [0, 1]; a concrete negative row weight in a mean
+        without `normalizer` (NaN under jit).
       TypeError: logits that are not floating point; labels that are not numbers; a traced ε.
 
     Residuals:

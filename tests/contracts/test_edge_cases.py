@@ -253,7 +253,7 @@ def test_means_over_nothing(how, targets):
     )
     if how == "normalizer":
         given["normalizer"] = jnp.zeros(())
-    where = jnp.zeros(n, bool) if how == "where" else None
+    where = jnp.zeros(n, bool) if how in ("where", "normalizer") else None
 
     def loss(z: Any, given: Any) -> Any:
         return jxent.cross_entropy(z, t, where=where, label_smoothing=0.1, z_loss=0.1, **given)
@@ -262,6 +262,86 @@ def test_means_over_nothing(how, targets):
     assert value == 0
     for gradient in jax.tree.leaves(gradients):
         assert np.all(np.asarray(gradient) == 0)
+
+
+_z = jnp.asarray(np.random.default_rng(3).standard_normal((4, 5)), jnp.float32)
+_y = jnp.array([0, 4, 2, 1])
+_of_linear = lambda way: (
+    lambda z, **kw: jxent.linear_cross_entropy(
+        z, jnp.eye(5), _y, implementation=way, chunk_size=3, **kw
+    )
+)
+_binary = lambda fn: lambda z, **kw: fn(z, jnp.ones((4, 5)), reduction="mean", **kw)
+MEANS: dict[str, Callable[..., Any]] = {
+    "cross_entropy": lambda z, **kw: jxent.cross_entropy(z, _y, **kw),
+    "cross_entropy, distributions": lambda z, **kw: jxent.cross_entropy(
+        z, jnp.full((4, 5), 0.2), **kw
+    ),
+    **{way: _of_linear(way) for way in ("tokens", "vocab", "reference")},
+    "distillation_loss": lambda z, **kw: jxent.distillation.distillation_loss(z, _z[::-1], **kw),
+    "linear_distillation_loss": lambda z, **kw: jxent.distillation.linear_distillation_loss(
+        z, jnp.eye(5), _z[::-1], jnp.eye(5), chunk_size=3, **kw
+    ),
+    "sigmoid_binary_cross_entropy": _binary(jxent.sigmoid_binary_cross_entropy),
+    "sigmoid_focal_loss": _binary(jxent.sigmoid_focal_loss),
+    "asymmetric_loss": _binary(jxent.robust.asymmetric_loss),
+}
+of_means = pytest.mark.parametrize("fn", MEANS.values(), ids=MEANS)
+
+
+@of_means
+def test_means_by_negative_row_weights(fn):
+    """An error when it can be read, else NaN; but for dropped rows, and with a normalizer."""
+    w, keep = jnp.array([1.0, 2.0, -1.5, 0.5]), jnp.array([True, True, False, True])
+    with pytest.raises(ValueError, match=r"`row_weights`\[2\] = -1.5 is negative.*normalizer="):
+        fn(_z, row_weights=w)
+    jitted = jax.jit(jax.value_and_grad(lambda z, w, **kw: fn(z, row_weights=w, **kw)))
+    value, slope = jitted(_z, w)
+    assert np.isnan(value) and np.isnan(slope).all()
+    # A dropped row's weight is nothing.
+    value, slope = jitted(_z, w, where=keep)
+    again, slope_again = jitted(_z, jnp.abs(w), where=keep)
+    assert value == again == fn(_z, row_weights=w, where=keep) and np.isfinite(value)
+    np.testing.assert_array_equal(slope, slope_again)
+    # With a normalizer they are numbers like others: the loss is linear in them.
+    part = lambda w: jax.value_and_grad(lambda z: fn(z, row_weights=w, normalizer=4.0))(_z)
+    plus, minus = jnp.maximum(w, 0), jnp.maximum(-w, 0)
+    both = jax.tree.map(jnp.subtract, part(plus), part(minus))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), part(w), both)
+
+
+def test_means_by_advantages():
+    """Those of a batch add up to about 0: what a mean by them would be is arbitrary."""
+    w = np.random.default_rng(0).standard_normal(4096).astype(np.float32)
+    w = (w - w.mean()) / w.std()
+    z, y = jnp.zeros((4096, 3)), np.zeros(4096, np.int32)
+    with pytest.raises(ValueError, match="or reduction="):
+        jxent.cross_entropy(z, y, row_weights=w)
+    with pytest.raises(ValueError, match=r"`row_weights`\[0, 1\] = -1.0 is negative"):
+        jxent.sigmoid_binary_cross_entropy(
+            z[:1, :2], 1, row_weights=[[1.0, -1.0]], reduction="mean"
+        )
+    found = jxent.cross_entropy(z, y, row_weights=w, normalizer=4096)
+    np.testing.assert_allclose(found, np.float64(w).mean() * np.log(3), atol=1e-7)
+    each = jxent.cross_entropy(z, y, row_weights=w, reduction="none")
+    np.testing.assert_allclose(jnp.sum(each) / 4096, found, atol=1e-7)
+
+
+@of_means
+@pytest.mark.parametrize("jit", [jax.jit, lambda f: f], ids=["jit", "eager"])
+def test_a_normalizer_of_0(fn, jit):
+    """Σ losses / 0 is ∞, its gradient not finite, but in dropped rows; 0/0 is 0, gradient 0."""
+    run = jit(
+        jax.value_and_grad(lambda z, keep, by, w: fn(z, where=keep, normalizer=by, row_weights=w))
+    )
+    keep, w, by = jnp.array([True, True, False, True]), jnp.array([1.0, 2.0, 1.0, 0.5]), 0.0
+    value, slope = run(_z, keep, by, w)
+    assert value == np.inf and not np.isfinite(slope[keep]).any()
+    np.testing.assert_array_equal(slope[2], 0)
+    assert run(_z, keep, by, -w)[0] == -np.inf
+    for nothing in ((~keep & keep, by, w), (keep, by, 0 * w)):
+        value, slope = run(_z, *nothing)
+        assert value == 0 and not slope.any()
 
 
 LABELLED = {name: loss for name, loss in LOSSES.items() if loss.labelled}

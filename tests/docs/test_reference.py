@@ -776,6 +776,13 @@ def test_inputs_weights_and_targets():
     value, grad = jax.value_and_grad(jxent.cross_entropy)(Z, Y, row_weights=nothing)
     assert value == 0 and not grad.any()
 
+    signed = jnp.array([1.0, -0.5])
+    with pytest.raises(ValueError, match="normalizer="):
+        jxent.cross_entropy(Z, Y, row_weights=signed)
+    assert jnp.isnan(jax.jit(jxent.cross_entropy)(Z, Y, row_weights=signed))
+    each = jxent.cross_entropy(Z, Y, reduction="none")
+    _same(jxent.cross_entropy(Z, Y, row_weights=signed, normalizer=2.0), (signed * each).sum() / 2)
+
     t = jnp.array([[0.5, 0.1, 0.0], [1.0, 2.0, 0.0]])
     expected = t.sum(axis=-1, keepdims=True) * jax.nn.softmax(Z) - t
     _same(_grad(jxent.softmax_cross_entropy, Z, t), expected)

@@ -290,7 +290,7 @@ def calls(draw: st.DrawFn) -> tuple[dict[str, Any], str, int, Any]:
         w = r.uniform(0.5, 2, rows) * (r.random(rows) < pick(0.7, 0.0))
         arguments["row_weights"] = jnp.asarray(w, jnp.float32)
     if arguments["reduction"] == "mean" and pick(False, True):
-        arguments["normalizer"] = jnp.float32(pick(3.5, 0.0))
+        arguments["normalizer"] = jnp.float32(pick(3.5, 0.25))
     none = arguments["reduction"] == "none"
     way, size = pick(*(EACH if none else SUMMED)), pick(1, 3, 4, 100)
     return arguments, way, size, np.float32(r.standard_normal(rows) if none else 0.7)
@@ -739,7 +739,12 @@ def test_temporary_memory(way, share):
     dense = temporary(lambda h, w, y: jxent.cross_entropy(h @ w, y), *shape)
     ours = temporary(partial(linear, implementation=way), *shape)
     assert ours * share <= dense
-    assert temporary(partial(linear, implementation=way, **EVERY_OPTION), *shape) <= 1.05 * ours
+    # The slope of a soft cap is that of the logits before it: one chunk of them more.
+    chunk = 4 * 512 * 32768
+    uncapped = EVERY_OPTION | dict(logit_softcap=None)
+    for options, more in ((uncapped, 0), (EVERY_OPTION, chunk)):
+        every = temporary(partial(linear, implementation=way, **options), *shape)
+        assert every <= 1.05 * ours + more
     assert dense >= 4 * 8192 * 32768, "nothing was counted"
 
 

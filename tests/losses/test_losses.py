@@ -132,7 +132,7 @@ def calls(draw: st.DrawFn, dtypes: tuple[str, ...]) -> tuple[dict[str, Any], Any
         w = np.asarray(rng.uniform(0.5, 2, rows) * (rng.random(rows) < pick(0.7, 0.0)))
         arguments["row_weights"] = jnp.asarray(w, weights)
     if arguments["reduction"] == "mean" and pick(False, True):
-        arguments["normalizer"] = jnp.asarray(pick(3.5, 0.0), weights)
+        arguments["normalizer"] = jnp.asarray(pick(3.5, 0.25), weights)
     none = arguments["reduction"] == "none"
     return arguments, np.float32(rng.standard_normal(rows) if none else 0.7)
 

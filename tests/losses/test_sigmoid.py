@@ -783,7 +783,7 @@ def check_weighed(loss, seed, shape, mask, weights, reduction) -> None:
         w = rng.uniform(0.2, 2, sizes[weights]) * (rng.random(sizes[weights]) < 0.8)
         arguments["row_weights"] = jnp.asarray(w * (weights != "zero"), jnp.float32)
     if reduction == "normalizer":
-        arguments["normalizer"] = jnp.float32(rng.choice([0.0, 5.0]))
+        arguments["normalizer"] = jnp.float32(rng.choice([0.25, 5.0]))
     g = rng.standard_normal(shape if reduction == "none" else ())
     given_in_f64 = {k: f64(a) if hasattr(a, "dtype") else a for k, a in arguments.items()}
     if mask:
@@ -879,7 +879,7 @@ def test_means(loss):
     by_entry = jnp.broadcast_to(w[:, None], (6, 4))
     assert_close(mean(x, y, where=rows, row_weights=by_entry), f64(got), rtol=1e-6)
     assert_close(mean(x, y, normalizer=3.0), each.sum() / 3, rtol=1e-6)
-    for nothing in (dict(where=np.zeros(6, bool)), dict(row_weights=0 * w), dict(normalizer=0.0)):
+    for nothing in (dict(where=np.zeros(6, bool)), dict(row_weights=0 * w)):
         value, slope = jax.value_and_grad(lambda x, o=nothing: mean(x, y, **o))(x)
         assert value == 0 and not np.any(slope)
     assert mean(jnp.zeros((0, 4)), jnp.zeros((0, 4))) == 0
@@ -915,7 +915,9 @@ def test_weighed_to_second_order(loss):
         return loss(v[:3], jnp.array([0.2, 0.5, 1.0], v.dtype), where=keep, row_weights=v[3:],
                     reduction="mean")  # fmt: skip
 
-    assert_derivatives(f, np.array([[0.5, 1.0, 2.0, 0.7, 0.1, 1.5], [2.0, 0, -0.5, 2.0, 1, 0.0]]))
+    points = np.array([[0.5, 1.0, 2.0, 0.7, 0.1, 1.5], [2.0, 0, -0.5, 2.0, 1, 0.0]])
+    # A step from the weight of 0 would be to a negative one, by which there is no mean.
+    assert_derivatives(f, points, inside=(np.arange(6) < 3) | (points > 0))
 
 
 @every_loss

@@ -215,10 +215,24 @@ MUTANTS = [
     ),
     Mutant(
         "_core/weighting.py",
-        "return sum_over_devices(jnp.sum(weights), reduction)",
-        "return jnp.sum(weights)",
+        "return sum_over_devices(jnp.sum(weights) + nan_if_negative, reduction)",
+        "return jnp.sum(weights) + nan_if_negative",
         _TRANSFORMS,
         "axis_name",
+    ),
+    Mutant(
+        "_core/weighting.py",
+        "jnp.where(jnp.any(weights < 0), jnp.nan, 0)",
+        "0",
+        _HOSTILE,
+        "negative_row_weights",
+    ),
+    Mutant(
+        "_core/weighting.py",
+        "else (by == 0) & (total == 0)",
+        "else by == 0",
+        _HOSTILE,
+        "normalizer_of_0",
     ),
     Mutant(
         "_core/weighting.py",
@@ -229,7 +243,8 @@ MUTANTS = [
     ),
     Mutant(
         "_core/weighting.py",
-        "    if reduction.normalizer is not None:\n        return reduction.normalizer\n",
+        "    if reduction.normalizer is not None:\n"
+        "        return reduction.normalizer.astype(weights.dtype)\n",
         "",
         _LOSSES,
         "accumulation",
@@ -428,8 +443,8 @@ MUTANTS = [
     ),
     Mutant(
         "_linear/chunked_rows.py",
-        "else g * gradient).astype",
-        "else gradient).astype",
+        "multiply_no_nan(gradient, jnp.broadcast_to(g, gradient.shape))",
+        "gradient",
         _LINEAR,
         "every_option",
     ),
@@ -481,8 +496,8 @@ MUTANTS = [
     ),
     Mutant(
         "_linear/implementations.py",
-        "by=denominator(weights, reduction)",
-        "by=denominator(weights, replace(reduction, normalizer=None))",
+        "        by = denominator(weights, reduction)\n        before",
+        "        by = denominator(weights, replace(reduction, normalizer=None))\n        before",
         _LINEAR,
         "normalizer",
     ),
