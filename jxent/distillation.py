@@ -114,7 +114,7 @@ def distillation_loss(
       row_weights: `[*n]`; negative ones as in `cross_entropy`.
       reduction: "mean", "sum", or "none" for one loss a row.
       normalizer: scalar in place of the mean's denominator, as in `cross_entropy`.
-      axis_name: mesh axes to sum numerator and denominator over, inside `jax.shard_map`.
+      axis_name: mesh axes to sum numerator and denominator over, as in `cross_entropy`.
 
     Returns:
       A scalar, or `[*n]` with reduction="none", in nats and in float32 (float64 if logits are).

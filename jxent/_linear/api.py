@@ -89,7 +89,7 @@ def linear_cross_entropy(
       logit_softcap: κ > 0, static.
       reduction: "mean", "sum", or "none" for one loss a row.
       normalizer: scalar in place of the mean's denominator, as in `cross_entropy`.
-      axis_name: mesh axes to sum numerator and denominator over, inside `jax.shard_map`.
+      axis_name: mesh axes to sum numerator and denominator over, as in `cross_entropy`.
       implementation: "tokens", "vocab", "reference" or None.
       chunk_size: rows in a chunk ("tokens"), classes in a block ("vocab"); by default what fits a
         budget for the device. The last chunk need not be full.

@@ -73,7 +73,10 @@ def cross_entropy(
       normalizer: scalar in place of the mean's denominator, for example the sum of
         `label_weights` over all micro-batches or devices, or the number of rows. By 0 a sum of 0
         is 0 and any other is ±∞.
-      axis_name: mesh axes to sum numerator and denominator over, inside `jax.shard_map`.
+      axis_name: mesh axes to sum numerator and denominator over, inside `jax.shard_map`: value and
+        gradients are those of the whole batch. Where JAX does not track what varies over the
+        devices (`jax.pmap`, check_vma=False), `jax.grad` inside counts each part once a device, as
+        in plain jnp code: `jax.lax.pmean` of the parts is the gradient of the whole batch.
 
     Returns:
       A scalar, or `[*n]` with reduction="none", in nats and in float32 (float64 for float64

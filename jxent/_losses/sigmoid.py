@@ -74,7 +74,7 @@ def sigmoid_binary_cross_entropy(
       reduction: "none", "sum", or "mean": Σ weight loss / Σ weight over the kept logits.
       normalizer: scalar that replaces the denominator of the mean. By 0 a sum of 0 is 0 and any
         other is ±∞.
-      axis_name: mesh axes to sum numerator and denominator over, inside `jax.shard_map`.
+      axis_name: mesh axes to sum numerator and denominator over, as in `cross_entropy`.
 
     Returns:
       The loss of each logit in nats, in the logits' shape, or a scalar with a reduction: float32,

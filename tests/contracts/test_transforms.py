@@ -513,6 +513,67 @@ def test_axis_name(inside, check_vma, reduction):
         )
 
 
+H, HEAD = SHARDED.standard_normal((ROWS, 3)), SHARDED.standard_normal((3, V))
+KEPT = Y >= 0
+OVER_DEVICES: dict[str, Callable[..., jax.Array]] = {
+    "plain": lambda h, w, y, k: (
+        jax.lax.psum(jnp.sum(-jax.nn.log_softmax(h @ w)[:, 0], where=k), "data")
+        / jax.lax.psum(jnp.sum(k.astype(jnp.float32)), "data")
+    ),
+    "dense": lambda h, w, y, k: jxent.cross_entropy(h @ w, y, where=k, axis_name="data"),
+    **{
+        way: functools.partial(
+            lambda h, w, y, k, way: jxent.linear_cross_entropy(
+                h, w, y, where=k, axis_name="data", implementation=way
+            ),
+            way=way,
+        )
+        for way in ("tokens", "vocab")
+    },
+    "distillation": lambda h, w, y, k: jxent.distillation.linear_distillation_loss(
+        h, w, h[:, ::-1], w, where=k, axis_name="data"
+    ),
+    "sigmoid": lambda h, w, y, k: jxent.sigmoid_binary_cross_entropy(
+        h @ w, 1, where=k, reduction="mean", axis_name="data"
+    ),
+}
+
+
+@pytest.mark.parametrize("mapped", first(1, ["pmap", "shard_map", "vmap"]))
+@pytest.mark.parametrize("loss", OVER_DEVICES.values(), ids=OVER_DEVICES)
+def test_axis_name_where_what_varies_is_not_tracked(loss, mapped):
+    """`pmean` of what the devices have is the whole batch's gradient, as of plain jnp code."""
+
+    def mean(w: Any, h: Any, y: Any, k: Any) -> Any:
+        value, (dw, dh) = jax.value_and_grad(lambda w, h: loss(h, w, y, k), (0, 1))(w, h)
+        return value, jax.lax.pmean(dw, "data"), dh
+
+    f32 = lambda x: jnp.asarray(x, jnp.float32)
+    given = (f32(HEAD), f32(H), jnp.asarray(np.maximum(Y, 0)), jnp.asarray(KEPT))
+    wanted = jax.vmap(mean, (None, 0, 0, 0), axis_name="data")(
+        given[0], *(x[None] for x in given[1:])
+    )
+    parts = (given[0], *(x.reshape(SHARDS, -1, *x.shape[1:]) for x in given[1:]))
+    if mapped == "shard_map":
+        inside = lambda w, *args: jax.tree.map(lambda x: x[None], mean(w, *(x[0] for x in args)))
+        specs = (P(), P("data"), P("data"), P("data"))
+        run = jax.jit(
+            jax.shard_map(
+                inside, mesh=devices(SHARDS), in_specs=specs, out_specs=P("data"), check_vma=False
+            )
+        )
+    else:
+        run = {"pmap": jax.pmap, "vmap": jax.vmap}[mapped](
+            mean, axis_name="data", in_axes=(None, 0, 0, 0)
+        )
+    value, dw, dh = run(*parts)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    for device in range(SHARDS):
+        close(value[device], wanted[0][0])
+        close(dw[device], wanted[1][0])
+    close(dh.reshape(H.shape) / SHARDS, wanted[2][0])
+
+
 def test_axis_name_over_nothing():
     """A mean over devices that hold no weight is 0."""
     loss = jax.shard_map(
