@@ -91,8 +91,11 @@ def _softcap_jvp(cap, primals, tangents):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _sech_squared(cap: float, u: Logits) -> Logits:
-    """Compute sech²(u/κ) = 4e/(1 + e)², e = exp(−2|u|/κ), since 1 − tanh² cancels near 0."""
-    e = jnp.exp(-2 * jnp.abs(u / cap))
+    """Compute sech²(u/κ) = 4e/(1 + e)², e = exp(−2|u|/κ), since 1 − tanh² cancels near 0.
+
+    0 for NaN too: 0·NaN would come back from a dropped row.
+    """
+    e = jnp.exp(-2 * jnp.abs(jnp.where(jnp.isnan(u), jnp.inf, u) / cap))
     return 4 * e / jnp.square(1 + e)
 
 
@@ -100,6 +103,7 @@ def _sech_squared(cap: float, u: Logits) -> Logits:
 def _sech_squared_jvp(cap, primals, tangents):
     """Compute −(2/κ) tanh(u/κ) sech²(u/κ) u̇: by |u| itself, the next derivative at 0 would be 0."""
     (u,), slope = primals, _sech_squared(cap, *primals)
+    u = jnp.where(jnp.isnan(u), jnp.inf, u)
     return slope, (-2 / cap) * (jnp.tanh(u / cap) * slope) * tangents[0]
 
 
