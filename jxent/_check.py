@@ -25,6 +25,7 @@ import numpy as np
 from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Shaped
 
+from jxent._core.safe_math import nan_unless
 from jxent._typing import (
     ArrayLike,
     ClassMask,
@@ -336,7 +337,7 @@ def valid_scalar(fn: str, name: str, x: ArrayLike, valid: Predicate, must: str) 
     value = scalar(fn, name, x)
     if found := first_invalid(x, valid):
         raise ValueError(f"{fn}: `{name}` must be {must}, got {found[1]}")
-    return jnp.where(valid(value), value, jnp.nan)
+    return nan_unless(valid(value), value)
 
 
 def one_axis(fn: str, name: str, x: ArrayLike) -> tuple[int]:

@@ -143,6 +143,10 @@ def checked(fn: Callable[P, R]) -> Callable[P, R]:
     a scan that is differentiated inside fn, checkify loses these checks: there only NaN among the
     results raises, without a position.
 
+    JAX's own flags work too: `jax.debug_nans` finds the first operation that makes NaN, with jit or
+    without, and no jxent function makes one of sound data; nor an infinity, to `jax.debug_infs`
+    with jit (without it that flag stops at the ∞ in JAX's own `isinf` and `softmax`).
+
     For debugging: fn is traced separately from its uses elsewhere, and every call waits for its
     result. Differentiate inside fn, not through `checked`.
 

@@ -18,6 +18,7 @@ from jxent._core.row_losses import (
     softmax_inputs,
     weighted_row_losses,
 )
+from jxent._core.safe_math import nan_unless
 from jxent._core.weighting import RowInputs, loss_options
 from jxent._typing import ArrayLike, Axes, Scalar
 
@@ -257,7 +258,7 @@ def _modulation(nll: Array, gamma: Scalar) -> Array:
     base = -jnp.expm1(-jnp.where(inside, nll, 1))
     right = (gamma >= 0) & (gamma < jnp.inf)
     power = jnp.where(inside, base**gamma, (gamma == 0).astype(nll.dtype))
-    return jnp.where(right, power, jnp.nan)
+    return nan_unless(right, power)
 
 
 @_focal_of_nll.defjvp
