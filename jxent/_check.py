@@ -25,6 +25,7 @@ import numpy as np
 from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Shaped
 
+from jxent._core.safe_math import nan_unless
 from jxent._typing import (
     ArrayLike,
     ClassMask,
@@ -81,6 +82,26 @@ def concrete(x: Any) -> np.ndarray | None:
             return None
         return np.asarray(x)
     return np.asarray(x)
+
+
+_OWN = (jax.Array, np.ndarray, np.generic, numbers.Number, str, tuple, type(None))
+
+
+def read_array(fn: str, name: str, x: Any) -> Any:
+    """Return a list, or an array of another library, as NumPy or JAX; anything else as it is."""
+    if isinstance(x, _OWN) or not (isinstance(x, list) or hasattr(x, "__array__")):
+        return x
+    try:
+        if hasattr(x, "__jax_array__"):
+            return x.__jax_array__()
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(x))
+        return jnp.asarray(x) if traced else np.asarray(x)
+    except Exception as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(
+            f"{fn}: `{name}` cannot be read as an array, got {type(x).__name__}: {error}; make a "
+            "NumPy or JAX array of it first"
+        ) from error
 
 
 # The two primitives
@@ -336,7 +357,7 @@ def valid_scalar(fn: str, name: str, x: ArrayLike, valid: Predicate, must: str) 
     value = scalar(fn, name, x)
     if found := first_invalid(x, valid):
         raise ValueError(f"{fn}: `{name}` must be {must}, got {found[1]}")
-    return jnp.where(valid(value), value, jnp.nan)
+    return nan_unless(valid(value), value)
 
 
 def one_axis(fn: str, name: str, x: ArrayLike) -> tuple[int]:
@@ -635,18 +656,31 @@ SYNONYMS = {
 
 
 def keywords(fn: F) -> F:
-    """Decorate a public function: name the right keyword when an unknown one is given."""
+    """Decorate a public function: make arrays of lists and of other libraries' arrays.
+
+    Name the right keyword when an unknown one is given.
+    """
     parameters = inspect.signature(fn).parameters
     known = frozenset(parameters)
+    arrays = {name for name, p in parameters.items() if _takes_array(str(p.annotation))}
+    names = tuple(parameters)
+
+    def read(name: str, x: Any) -> Any:
+        return read_array(fn.__qualname__, name, x) if name in arrays else x
 
     @wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
         if not kwargs.keys() <= known:
             given = {*islice(parameters, len(args)), *kwargs}
             _unknown(fn.__qualname__, [word for word in kwargs if word not in known], known, given)
-        return fn(*args, **kwargs)
+        positional = *map(read, names, args), *args[len(names) :]
+        return fn(*positional, **{name: read(name, x) for name, x in kwargs.items()})
 
     return cast(F, call)
+
+
+def _takes_array(annotation: str) -> bool:
+    return annotation.startswith(("ArrayLike", "Support"))
 
 
 def _unknown(fn: str, words: list[str], known: frozenset[str], given: set[str]) -> None:

@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float
 
 from jxent import _check
 from jxent._compat import vary_alike
+from jxent._core.safe_math import nan_unless, zero_or_nan
 from jxent._core.targets import narrow
 from jxent._core.weighting import RowInputs, class_weight
 from jxent._typing import ArrayLike, ClassWeights, Labels, PerRow
@@ -316,7 +317,7 @@ def _possible_prior(fn: str, prior: ArrayLike, tau: ArrayLike) -> None:
 def _valid_counts(n: Float[Array, "V"]) -> Float[Array, "V"]:
     """Convert counts to float32 or wider; NaN for a count that is not positive and finite."""
     n = n.astype(np.promote_types(n.dtype, np.float32))
-    return jnp.where((n > 0) & (n < jnp.inf), n, jnp.nan)
+    return nan_unless((n > 0) & jnp.isfinite(n), n)
 
 
 def _replace_nan(x: Float[Array, "V"], by: float) -> Float[Array, "V"]:
@@ -332,7 +333,7 @@ def _logit_adjustment(
     prior, tau = prior.astype(dtype), tau.astype(dtype)
     positive = prior > 0
     shift = jnp.where(positive, tau * _log_prior(prior, positive), jnp.where(tau == 0, 0, -jnp.inf))
-    shift = jnp.where((prior >= 0) & (positive | (tau >= 0)), shift, jnp.nan)
+    shift = nan_unless((prior >= 0) & (positive | (tau >= 0)), shift)
     return z.astype(dtype) + jnp.reshape(shift, (1,) * (z.ndim - 1) + shift.shape)
 
 
@@ -362,7 +363,7 @@ def _ldam(nll: PerRow, labels: Labels, margins: ClassWeights) -> PerRow:
         delta = class_weight(RowInputs(y, kept, class_weights=margins.astype(dtype)))
         assert delta is not None
         invalid = (nll < 0) | (delta < 0)
-        return _with_margin(nll + jnp.where(invalid, jnp.nan, 0), delta)
+        return _with_margin(nll + zero_or_nan(~invalid, dtype), delta)
 
     return losses(*vary_alike(nll, labels, margins))
 

@@ -33,7 +33,7 @@ from jxent._compat import vary_alike
 from jxent._core import log_softmax
 from jxent._core.elementwise import in_unit_interval
 from jxent._core.log_softmax import loss_dtype, pin_half_precision
-from jxent._core.safe_math import clip_infinite
+from jxent._core.safe_math import clip_infinite, zero_or_nan
 from jxent._losses.divergence import kl_divergence as _kl_from_log
 from jxent._typing import ArrayLike, Logits, PerEntry, PerRow
 
@@ -428,7 +428,7 @@ def _nan_where_invalid(fn: str, *given: Array, by_row: bool) -> list[Array]:
     if by_row:
         all_valid = jnp.all(all_valid, axis=-1, keepdims=True)
     # A factor, not a select: NaN then reaches every derivative of the row, of any order.
-    factor = jnp.where(all_valid, 1, jnp.nan).astype(dtype)
+    factor = 1 + zero_or_nan(all_valid, dtype)
     return [x.astype(dtype) * jnp.broadcast_to(factor, x.shape) for x in given]
 
 
@@ -442,7 +442,7 @@ def _clip_probabilities(q: PerEntry, eps: float) -> PerEntry:
 @jax.custom_jvp
 def _safe_ratio(p: PerEntry, q: PerEntry) -> PerEntry:
     """Compute p/q, 0 where p = 0; ∞ is replaced by the largest finite number."""
-    return jnp.where(p == 0, 0, jnp.nan_to_num(p / q, nan=jnp.nan))
+    return clip_infinite(p / jnp.where(p == 0, 1, q))
 
 
 @_safe_ratio.defjvp

@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from jxent import _check
 from jxent._core.log_softmax import loss_dtype
+from jxent._core.safe_math import nan_unless, zero_or_nan
 from jxent._typing import ArrayLike, PerEntry
 
 __all__ = [
@@ -127,7 +128,7 @@ def _gaussian_nll(mu: PerEntry, y: PerEntry, v: Float[Array, "..."], *, logged: 
     dtype = loss_dtype(mu.dtype)
     mu, y, v = mu.astype(dtype), y.astype(dtype), jnp.broadcast_to(v.astype(dtype), mu.shape)
     if not logged:
-        v = jnp.log(jnp.where(v > 0, v, jnp.nan))
+        v = jnp.log(nan_unless(v > 0, v))
     # e^(−ℓ/2) is multiplied before the square: it reaches twice the range of ℓ that e^−ℓ does. It
     # is kept finite, so that 0 times it is 0.
     minus_log_sigma = jnp.minimum(-v / 2, 0.99 * math.log(float(jnp.finfo(dtype).max)))
@@ -188,7 +189,7 @@ def _two_hot(y: PerEntry, b: Points) -> Float[Array, "*s V"]:
     classes = jax.lax.broadcasted_iota(jnp.int32, (*y.shape, b.size), y.ndim)
     f, i = f[..., None], i[..., None]
     t = jnp.where(classes == i, 1 - f, jnp.where(classes == i + 1, f, 0))
-    return jnp.where(jnp.isnan(y)[..., None] | ~_is_increasing(b), jnp.nan, t)
+    return nan_unless(~jnp.isnan(y)[..., None] & _is_increasing(b), t)
 
 
 @_check.keywords
@@ -263,7 +264,7 @@ def _hl_gauss(y: PerEntry, e: Points, sigma: Float[Array, ""] | None) -> Float[A
     width = by_sigma(e[1:] - e[:-1]).reshape((1,) * y.ndim + (-1,))
     mass = _gaussian_mass(z[..., :-1], z[..., 1:], width)
     t = mass / jnp.sum(mass, axis=-1, keepdims=True)
-    return jnp.where(_is_increasing(e), t, jnp.nan)
+    return nan_unless(_is_increasing(e), t)
 
 
 def _gaussian_mass(a: PerEntry, b: PerEntry, width: Float[Array, "*#s"]) -> PerEntry:
@@ -327,12 +328,12 @@ def expected_value(logits: ArrayLike, bins: Support, *, probabilities: bool = Fa
 def _expected_value(z: Float[Array, "*s V"], b: Points, *, probabilities: bool) -> PerEntry:
     z = z.astype(loss_dtype(z.dtype))
     if probabilities:
-        z = z + jnp.where(jnp.any(z < 0, axis=-1, keepdims=True), jnp.nan, jnp.zeros_like(z))
+        z = z + zero_or_nan(~jnp.any(z < 0, axis=-1, keepdims=True), z.dtype)
     p = z / jnp.sum(z, axis=-1, keepdims=True) if probabilities else jax.nn.softmax(z, axis=-1)
     # Relative to a bin in the middle, so that a common offset of all bins costs no digits.
     origin = b[b.size // 2]
     mean = origin + jnp.sum(p * (b - origin).reshape((1,) * (z.ndim - 1) + b.shape), axis=-1)
-    return jnp.where(_is_increasing(b), mean, jnp.nan)
+    return nan_unless(_is_increasing(b), mean)
 
 
 @_check.keywords
@@ -521,4 +522,4 @@ def _restrict_to_support(
         )
         _every_number(fn, "values", given, lambda _: ~far, must)
     _check.traced_entries(fn, "values", y, ~bad, "is outside the support")
-    return jnp.where(bad, jnp.nan, y)
+    return nan_unless(~bad, y)

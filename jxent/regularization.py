@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from jxent import _check
 from jxent._compat import vary_alike
-from jxent._core.safe_math import finite_at_zero, zero_unless
+from jxent._core.safe_math import finite_at_zero, nan_unless, zero_unless
 from jxent._typing import ArrayLike, Logits, PerRow, RowMask, Scalar
 from jxent.information import softmax_entropy
 
@@ -91,7 +91,7 @@ def gradient_penalty(
         loss, *aux = out if has_aux else (out,)
         loss = jnp.asarray(loss)
         wide = np.promote_types(loss.dtype, np.float32)
-        by = jnp.where(weight >= 0, weight, jnp.nan).astype(wide)
+        by = nan_unless(weight >= 0, weight).astype(wide)
         total = loss.astype(wide) + _weighted_squared_norm(by, gradient)
         return (total.astype(loss.dtype), *aux) if has_aux else total.astype(loss.dtype)
 

@@ -29,7 +29,7 @@ from jxent._core import elementwise, row_terms
 from jxent._core.elementwise import ElementwiseLoss, elementwise_losses, in_unit_interval
 from jxent._core.log_softmax import loss_dtype, pin_half_precision
 from jxent._core.row_losses import row_losses_of_nll, softmax_inputs
-from jxent._core.safe_math import multiply_no_nan, propagate_nan, zero_unless
+from jxent._core.safe_math import multiply_no_nan, nan_unless, propagate_nan, zero_unless
 from jxent._core.targets import is_labels
 from jxent._core.weighting import RowInputs, class_weight
 from jxent._losses.sigmoid import binary_focal
@@ -245,7 +245,7 @@ def asymmetric_loss(
 
 
 def _generalized(nll: Array, q: Scalar) -> Array:
-    return _box_cox(nll, jnp.where(in_unit_interval(q), q, jnp.nan))
+    return _box_cox(nll, nan_unless(in_unit_interval(q), q))
 
 
 @jax.custom_jvp
@@ -295,7 +295,7 @@ def _box_cox_by_q(nll: Array, q: Scalar) -> Array:
 
 def _multiply_nonnegative(w: Scalar, x: Array) -> Array:
     """Multiply w·x, 0 where w = 0, NaN for w < 0."""
-    w = jnp.where(w >= 0, w, jnp.nan).astype(x.dtype)
+    w = nan_unless(w >= 0, w).astype(x.dtype)
     return multiply_no_nan(jnp.broadcast_to(w, x.shape), x)
 
 

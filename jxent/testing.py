@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -143,11 +145,19 @@ def checked(fn: Callable[P, R]) -> Callable[P, R]:
     a scan that is differentiated inside fn, checkify loses these checks: there only NaN among the
     results raises, without a position.
 
+    JAX's own flags work too: `jax.debug_nans` finds the first operation that makes NaN, with jit or
+    without, and no jxent function makes one of sound data; nor an infinity, to `jax.debug_infs`
+    with jit (without it that flag stops at the ∞ in JAX's own `isinf` and `softmax`).
+
     For debugging: fn is traced separately from its uses elsewhere, and every call waits for its
     result. Differentiate inside fn, not through `checked`.
 
+    Arrays among the arguments are traced, all else is passed as it is: static options, and what is
+    no array in Equinox's models. Modules and optimizers of Flax NNX are updated as by `nnx.jit`,
+    and not at all where a check fails; they must be arguments of fn.
+
     Args:
-      fn: a function of arrays that calls jxent losses, itself jitted or not.
+      fn: a function that calls jxent losses, such as a training step, itself jitted or not.
 
     Returns:
       A function of the same arguments and results.
@@ -168,26 +178,78 @@ def checked(fn: Callable[P, R]) -> Callable[P, R]:
     References:
       `jax.experimental.checkify`.
     """
-    functional = checkify.checkify(fn, errors=checkify.user_checks)
 
     @functools.wraps(fn)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         token = _check.CHECKING.set(True)
         try:
             with _compat.separate_traces("checked"):
-                error, out = functional(*args, **kwargs)
+                return _call_checked(fn, args, kwargs)
         finally:
             _check.CHECKING.reset(token)
-        message = error.get()
-        if message is not None:
-            raise ValueError(message.removesuffix(" (`check` failed)"))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(out):
-            x = np.asarray(leaf)
-            if jnp.issubdtype(x.dtype, jnp.inexact) and np.isnan(x).any():
-                raise ValueError(
-                    f"checked: result{jax.tree_util.keystr(path)} holds NaN, but no label was seen "
-                    "outside its range; look at the inputs, or inside a differentiated scan"
-                )
-        return out
 
     return call
+
+
+def _call_checked(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call fn and check it; update modules of Flax NNX as `nnx.jit` does, after the checks."""
+    nnx = sys.modules.get("flax.nnx")
+    is_node = nnx.graph.is_graph_node if nnx is not None else lambda _: False
+    leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=is_node)
+    nodes = [x for x in leaves if is_node(x)]
+    if not nodes or nnx is None:
+        return _run(lambda args, kwargs: fn(*args, **kwargs), args, kwargs)
+    definition, state = nnx.split(nodes)
+
+    def pure(state: Any, others: list[Any]) -> Any:
+        inner = nnx.merge(definition, state)
+        of_nodes, of_others = iter(inner), iter(others)
+        given = [next(of_nodes if is_node(x) else of_others) for x in leaves]
+        args, kwargs = jax.tree.unflatten(structure, given)
+        out = fn(*args, **kwargs)
+        given_back = lambda x: next((_Node(i) for i, n in enumerate(inner) if n is x), x)  # noqa: E731
+        return jax.tree.map(given_back, out, is_leaf=is_node), nnx.split(inner)[1]
+
+    out, state = _run(pure, state, [x for x in leaves if not is_node(x)])
+    nnx.update(nodes, state)
+    return jax.tree.map(lambda x: nodes[x.index] if isinstance(x, _Node) else x, out)
+
+
+@dataclass(frozen=True)
+class _Node:
+    """Stands for an argument that is returned as it was given."""
+
+    index: int
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array | np.ndarray | np.generic)
+
+
+def _run(f: Callable[..., Any], *args: Any) -> Any:
+    """Call f with its arrays traced and all else as given; raise at a failed check or NaN."""
+    leaves, structure = jax.tree.flatten(args)
+    traced = [x for x in leaves if _is_array(x)]
+    out_structure: Any = None
+    out_leaves: list[Any] = []
+
+    def of_arrays(arrays: list[Any]) -> list[Any]:
+        nonlocal out_structure, out_leaves
+        rest = iter(arrays)
+        full = [next(rest) if _is_array(x) else x for x in leaves]
+        out_leaves, out_structure = jax.tree.flatten(f(*jax.tree.unflatten(structure, full)))
+        return [x for x in out_leaves if _is_array(x)]
+
+    error, arrays = checkify.checkify(of_arrays, errors=checkify.user_checks)(traced)
+    message = error.get()
+    if message is not None:
+        raise ValueError(message.removesuffix(" (`check` failed)"))
+    rest = iter(arrays)
+    out = jax.tree.unflatten(out_structure, [next(rest) if _is_array(x) else x for x in out_leaves])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(out):
+        if _is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact) and jnp.isnan(leaf).any():
+            raise ValueError(
+                f"checked: result{jax.tree_util.keystr(path)} holds NaN, but no label was seen "
+                "outside its range; look at the inputs, or inside a differentiated scan"
+            )
+    return out

@@ -174,9 +174,9 @@ def make_step(
 
     def loss_fn(params: Params, x: Features, labels: ClassLabels) -> tuple[jax.Array, jax.Array]:
         logits = model.apply(params, x)
-        loss = cross_entropy(
-            logits, labels, class_weights=class_weights, label_smoothing=label_smoothing
-        )
+        # Weights of rows: those of classes would weigh the smoothing too, for the rare ones.
+        weights = None if class_weights is None else jnp.asarray(class_weights)[labels]
+        loss = cross_entropy(logits, labels, row_weights=weights, label_smoothing=label_smoothing)
         return loss, logits
 
     @partial(jax.jit, donate_argnames=("params", "opt_state"))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import core, lax
 from jaxtyping import Array, Float, Int
 
 from jxent._typing import AxisNames
@@ -59,7 +59,9 @@ def segment_sum(x: Float[Array, "N K"], segment: Int[Array, " N"], segments: int
     memory allows; only the sum over the groups is compensated.
     """
     rows, columns = x.shape
-    groups = max(1, min(-(-rows // _PLAIN_TERMS), _LARGEST // (segments * columns)))
+    # The dimensions' own min and max: `jax.export` may not know how many rows there are.
+    most = max(1, _LARGEST // (segments * columns))
+    groups = core.max_dim(1, core.min_dim(-(-rows // _PLAIN_TERMS), most))
     group = jnp.arange(rows, dtype=jnp.int32) % groups
     part = jax.ops.segment_sum(x, group * segments + segment, groups * segments)
     return sum_rows(part.reshape(groups, segments, columns))

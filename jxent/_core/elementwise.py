@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from jxent import _check
 from jxent._compat import shard_alike, vary_alike
-from jxent._core.safe_math import multiply_no_nan, zero_unless
+from jxent._core.safe_math import multiply_no_nan, zero_or_nan, zero_unless
 from jxent._core.weighting import (
     Reduction,
     mean_weights,
@@ -102,7 +102,7 @@ def elementwise_losses(
             active = (w != 0) | (valid & ~jnp.isnan(x))
             kept = active if kept is None else kept & active
         # NaN enters by x and not by the result, so that derivatives of any order are NaN too.
-        x = x + jnp.where(valid, jnp.zeros_like(x), jnp.nan)
+        x = x + zero_or_nan(valid, dtype)
         selected = (None if a is None else zero_unless(kept, a) for a in (x, y, *parameters))
         out = zero_unless(kept, loss.formula(*loss.static, *selected))
         return (out if w is None else multiply_no_nan(w, out)), weight

@@ -92,7 +92,8 @@ def _logit_difference(
 
     It is 0 in the other rows and for classes impossible in both.
     """
-    s, t = (force_rounding(z, _top(z)) for z in (s, t))
+    neither = (s == -jnp.inf) & (t == -jnp.inf)
+    s, t = (jnp.where(neither, 0, force_rounding(z, _top(z))) for z in (s, t))
     # The offset may be large, and `lost` then holds the digits that tell the two rows apart.
     u, lost = lax.stop_gradient(two_sum(s, -t))
     # The offset makes it exactly 0 at the teacher's most probable class: the other p may be so
@@ -101,7 +102,6 @@ def _logit_difference(
     first = p == jnp.max(p, axis=-1, keepdims=True)
     offset = _largest(u, first)
     u = with_gradient_of((u - offset) + (lost - _largest(lost, first & (u == offset))), s - t)
-    neither = (s == -jnp.inf) & (t == -jnp.inf)
     small = neither | (jnp.abs(u) < _APART * T)
     near = jnp.all(small, axis=-1, keepdims=True)
     return jnp.where(near & ~neither, u, 0), near

@@ -39,7 +39,7 @@ from jxent._core.log_softmax import (
     nll_of,
     pin_half_precision,
 )
-from jxent._core.safe_math import zero_unless
+from jxent._core.safe_math import nan_unless, zero_unless
 from jxent._core.targets import at_label, is_label, is_labels
 from jxent._typing import ClassMask, ClassWeights, Logits, P, PerRow, R, RowMask, Targets
 
@@ -153,13 +153,13 @@ def row_terms_and_statistics(
     if invalid is not None:
         invalid = invalid if kept is None else invalid & kept
         # S becomes NaN and not m: exp(z − m) stays the expression that the backward pass shares.
-        stats = Statistics(stats.m, jnp.where(invalid, jnp.nan, stats.S))
+        stats = Statistics(stats.m, nan_unless(~invalid, stats.S))
     if is_labels(targets):
         nll = nll_of(at_label(z, targets).astype(dtype), stats)
     else:
         w = _weighted_targets(targets, c, z.astype(dtype))
         nll = log_softmax.weighted_nll(w, z.astype(dtype), stats)
-        nll = jnp.where(jnp.isnan(stats.m + stats.S), jnp.nan, nll)
+        nll = nan_unless(~jnp.isnan(stats.m + stats.S), nll)
     smooth_loss = None
     if options.smooth_loss:
         z = z.astype(dtype)
@@ -356,7 +356,7 @@ def _statistics_of_rows(u: Logits, mask: ClassMask | None, invalid: RowMask | No
     m, S = log_softmax.statistics(
         apply_mask_and_softcap(TermOptions(), mask, u), loss_dtype(u.dtype)
     )
-    return Statistics(m, S if invalid is None else jnp.where(invalid, jnp.nan, S))
+    return Statistics(m, S if invalid is None else nan_unless(~invalid, S))
 
 
 @neg_log_softmax.defjvp

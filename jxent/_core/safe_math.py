@@ -6,6 +6,8 @@ A zero weight contributes nothing, whatever it multiplies.  ∂/∂w stays x at 
 remain trainable.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
@@ -23,6 +25,19 @@ def zero_unless(kept: Bool[Array, "..."] | None, x: Float[Array, "..."]) -> Floa
     return jnp.where(jnp.expand_dims(kept, range(kept.ndim, x.ndim)), x, 0)
 
 
+def zero_or_nan(valid: Bool[Array, "*s"], dtype: Any) -> Float[Array, "*s"]:
+    """Return 0 where valid, else NaN, as 0/0.
+
+    A constant NaN would itself be what `jax.debug_nans` finds, op by op, where nothing is invalid.
+    """
+    return 0 / valid.astype(dtype)
+
+
+def nan_unless(valid: Bool[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Select x where valid and NaN elsewhere."""
+    return jnp.where(valid, x, zero_or_nan(valid, x.dtype))
+
+
 def propagate_nan(*terms: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """Return NaN where one of the terms is NaN, else 0, to be added to their weighted sum.
 
@@ -31,7 +46,7 @@ def propagate_nan(*terms: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """
     out = jnp.zeros_like(terms[0])
     for x in terms:
-        out = jnp.where(jnp.isnan(x), jnp.nan, out)
+        out = nan_unless(~jnp.isnan(x), out)
     return out
 
 
@@ -61,7 +76,7 @@ def _clip_straight_through_jvp(headroom, primals, tangents):
 
 def finite_at_zero(w: Float[Array, "*#s"], x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """Replace ±∞ by the largest number and NaN by 0 where w = 0: w·x is then 0, not NaN."""
-    return jnp.where(w == 0, jnp.nan_to_num(x), x)
+    return jnp.where(w == 0, _clip(1.0, jnp.where(jnp.isnan(x), 0, x)), x)
 
 
 @jax.custom_jvp

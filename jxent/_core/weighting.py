@@ -34,7 +34,7 @@ from jxent import _check
 from jxent._compat import vary_alike
 from jxent._core.log_softmax import loss_dtype
 from jxent._core.row_terms import RowTerms, TermOptions
-from jxent._core.safe_math import multiply_no_nan, zero_unless
+from jxent._core.safe_math import multiply_no_nan, nan_unless, zero_or_nan, zero_unless
 from jxent._core.targets import at_label, is_labels, narrow
 from jxent._typing import (
     ArrayLike,
@@ -145,7 +145,7 @@ def class_weight(rows: RowInputs) -> PerRow | None:
     if is_labels(rows.targets):
         y = narrow(rows.targets, c.shape[0])
         table = jnp.broadcast_to(c, (*y.shape, c.shape[0]))
-        return zero_unless(rows.row_mask, jnp.where(y < 0, jnp.nan, at_label(table, y)))
+        return zero_unless(rows.row_mask, nan_unless(y >= 0, at_label(table, y)))
     return _average_class_weight(c, rows.targets, rows.row_mask, rows.class_mask)
 
 
@@ -161,7 +161,7 @@ def _average_class_weight(
     t, mass = jnp.where(invalid[..., None], 0, t), jnp.where(invalid, 0, mass)
     weighted = jnp.sum(jnp.reshape(c, (1,) * (t.ndim - 1) + c.shape) * t, axis=-1)
     average = jnp.where(mass == 0, 0, weighted / jnp.where(mass == 0, 1, mass))
-    return jnp.where(invalid, jnp.nan, average)
+    return nan_unless(~invalid, average)
 
 
 def _multiply(*factors: Coefficient) -> Coefficient:
@@ -254,7 +254,7 @@ def denominator(weights: PerRow | None, reduction: Reduction) -> Scalar:
     assert weights is not None
     if reduction.normalizer is not None:
         return reduction.normalizer.astype(weights.dtype)
-    nan_if_negative = jnp.where(jnp.any(weights < 0), jnp.nan, 0)
+    nan_if_negative = zero_or_nan(~jnp.any(weights < 0), weights.dtype)
     return sum_over_devices(jnp.sum(weights) + nan_if_negative, reduction)
 
 

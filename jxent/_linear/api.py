@@ -82,7 +82,8 @@ def linear_cross_entropy(
       head_layout: "dv", or "vd" for a tied embedding.
       where: boolean `[*n]`: rows to keep. Dropped rows are exactly 0, whatever they hold.
       ignore_index: rows with this label are dropped.
-      class_weights: `[V]`.
+      class_weights: `[V]`. With label_smoothing they also weigh the smoothing, see `cross_entropy`:
+        to balance rare classes pass row_weights=class_weights[labels] instead.
       row_weights: `[*n]`; negative ones as in `cross_entropy`.
       label_smoothing: ε in [0, 1], static.
       z_loss: ζ ≥ 0, static.

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import core, lax
 from jaxtyping import Array, Bool, Integer, Shaped
 
 from jxent._compat import vary_alike
@@ -34,8 +34,13 @@ def _on_cpu() -> bool:
 
 
 def default_tile_size(axis: Literal["rows", "classes"], other: int) -> int:
-    """Choose the size of a tile of one axis of the logits, given the length of the other."""
+    """Choose the size of a tile of one axis of the logits, given the length of the other.
+
+    The least where `jax.export` does not know that length.
+    """
     budget, least = _BUDGET[axis, "cpu" if _on_cpu() else "accelerator"]
+    if not isinstance(other, int):
+        return least
     return max(least, budget // (4 * max(other, 1)))
 
 
@@ -97,8 +102,12 @@ class Tiles(NamedTuple):
 def split_axis(length: int, size: int) -> Tiles:
     """Split an axis into as few tiles as possible, all of one size of at most `size`.
 
-    On an accelerator a multiple of 128, unless another size divides the length.
+    On an accelerator a multiple of 128, unless another size divides the length, or `jax.export`
+    does not know it: number and size are then expressions of it.
     """
+    if not isinstance(length, int):
+        number = -(-length // size)
+        return Tiles(length, number, core.min_dim(-(-length // number), length))
     number = max(1, -(-length // size))
     least = -(-length // number)
     aligned = -(-least // _ALIGNMENT) * _ALIGNMENT

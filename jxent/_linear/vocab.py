@@ -36,7 +36,7 @@ from jxent._core import log_softmax
 from jxent._core.log_softmax import Statistics, derivative, logsumexp
 from jxent._core.needs_grad import decode_flag, encode_flag, needs_grad, symbolic_zero
 from jxent._core.row_terms import RowTerms, TermOptions, apply_mask_and_softcap
-from jxent._core.safe_math import multiply_no_nan, zero_unless
+from jxent._core.safe_math import multiply_no_nan, nan_unless, zero_unless
 from jxent._core.targets import at_label, is_label
 from jxent._core.weighting import combine_terms
 from jxent._linear.projection import (
@@ -180,7 +180,7 @@ def _vocab_terms(options: VocabOptions, p: Projection, y, c, kept) -> VocabTerms
     m, S = state.stats
     invalid = ~jnp.isfinite(m) | jnp.isnan(S) | (state.label < 0)
     invalid = invalid if kept is None else invalid & kept
-    stats = Statistics(m, jnp.where(invalid, jnp.nan, S))
+    stats = Statistics(m, nan_unless(~invalid, S))
     rest = jnp.log1p(stats.S)
     smooth_loss = entropy = None
     if state.gaps is not None and state.share is not None:

@@ -62,8 +62,12 @@ def cross_entropy(
         negative; they need not sum to 1).
       where: boolean; `[*n]` keeps rows, `[*n, V]` keeps classes (V, the sums and the smoothing are
         then over the kept ones). Dropped rows are exactly 0, loss and gradient, whatever they hold.
-      ignore_index: rows with this label are dropped.
-      class_weights: `[V]`.
+      ignore_index: rows with this label are dropped. Under `jax.vmap` over examples each call is a
+        mean of its own, 0 where every row is ignored: for the mean over all rows call it once on
+        the batch, or sum the rows of reduction="none" and divide by the sum of `label_weights`.
+      class_weights: `[V]`. With label_smoothing every row pulls towards class v by (ε/V) c_v, as in
+        PyTorch, and a rare class of large weight can outweigh the label of a frequent one: where
+        weights are to balance classes, pass row_weights=class_weights[labels] instead.
       row_weights: `[*n]`, for example 1 for a token and 0 for padding. Negative ones, such as
         advantages, go with a `normalizer`, "sum" or "none": their own sum may be about 0.
       label_smoothing: ε in [0, 1], static.
@@ -175,7 +179,8 @@ def label_weights(
 
     It needs no logits, so the denominator of a whole batch is known before the model runs: sum it
     over micro-batches (or `psum` it over devices), pass it to each as `normalizer`, and the summed
-    gradients are those of the whole batch. A mean of means is not.
+    gradients are those of the whole batch. A mean of means is not. `optax.MultiSteps` takes a mean
+    of the micro-batches' gradients: it then wants use_grad_mean=False.
 
     Args:
       labels: integers `[*n]`.

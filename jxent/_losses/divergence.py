@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float
 
 from jxent import _check
 from jxent._compat import vary_alike
-from jxent._core.safe_math import clip_infinite
+from jxent._core.safe_math import clip_infinite, nan_unless
 from jxent._typing import ArrayLike, Axes, PerEntry, Tangents
 
 
@@ -210,7 +210,7 @@ class _TargetForm(NamedTuple):
     term: Callable[[PerEntry, PerEntry], PerEntry]
     mass: Callable[[PerEntry], PerEntry]  # −∂term/∂q
     by_target: Callable[[PerEntry, PerEntry], PerEntry]  # ∂term/∂target
-    zero: float  # the target whose term is 0
+    zero: float  # its term with q = 0 is 0
 
 
 def _sum_kept_terms(
@@ -264,12 +264,13 @@ _sum_terms.defjvp(_sum_terms_jvp, symbolic_zeros=True)
 
 def _nan_if_invalid(q: PerEntry, t: PerEntry, term: PerEntry) -> PerEntry:
     """Replace the term by NaN where q or t is NaN or +∞; it is NaN already where t is negative."""
-    return jnp.where((q < jnp.inf) & (t < jnp.inf), term, jnp.nan)
+    return nan_unless((q < jnp.inf) & (t < jnp.inf), term)
 
 
 def _kl_term(q: PerEntry, t: PerEntry) -> PerEntry:
     """Compute t (log t − q), 0 where t = 0."""
-    term = jnp.where(t == 0, jnp.zeros_like(q), t * (jnp.log(t) - q))
+    none = t == 0
+    term = jnp.where(none, jnp.zeros_like(q), t * (jnp.log(jnp.where(none, 1, t)) - q))
     return _nan_if_invalid(q, t, term)
 
 
@@ -310,7 +311,7 @@ def _kl_log_term_by_target(n: int, q: PerEntry, r: PerEntry) -> PerEntry:
     return clip_infinite(_kl_log_term(n + 1, q, r))
 
 
-_TARGETS = _TargetForm(_kl_term, lambda t: t, _kl_term_by_target, zero=0.0)
+_TARGETS = _TargetForm(_kl_term, lambda t: t, _kl_term_by_target, zero=1.0)
 _LOG_TARGETS = _TargetForm(
-    partial(_kl_log_term, 0), jnp.exp, partial(_kl_log_term_by_target, 0), zero=-jnp.inf
+    partial(_kl_log_term, 0), jnp.exp, partial(_kl_log_term_by_target, 0), zero=0.0
 )

@@ -18,6 +18,7 @@ from jxent._core.row_losses import (
     softmax_inputs,
     weighted_row_losses,
 )
+from jxent._core.safe_math import nan_unless
 from jxent._core.weighting import RowInputs, loss_options
 from jxent._typing import ArrayLike, Axes, Scalar
 
@@ -47,7 +48,9 @@ def softmax_cross_entropy_with_integer_labels(
       axis: the class axis, a tuple of axes that are flattened together, or None for all.
       where: boolean, `[*n]` to keep rows or of the logits' shape to keep classes. A row without
         any class is dropped. Dropped rows are exactly 0, loss and gradient.
-      class_weights: `[V]`, over the flattened class axes.
+      class_weights: `[V]`, over the flattened class axes. With label_smoothing they also weigh the
+        smoothing, see `cross_entropy`: to balance rare classes multiply the losses by
+        class_weights[labels] instead.
       label_smoothing: ε in [0, 1], static.
       z_loss: ζ ≥ 0, static.
       logit_softcap: κ > 0, static; z = κ tanh(logits/κ).
@@ -258,7 +261,7 @@ def _modulation(nll: Array, gamma: Scalar) -> Array:
     base = -jnp.expm1(-jnp.where(inside, nll, 1))
     right = (gamma >= 0) & (gamma < jnp.inf)
     power = jnp.where(inside, base**gamma, (gamma == 0).astype(nll.dtype))
-    return jnp.where(right, power, jnp.nan)
+    return nan_unless(right, power)
 
 
 @_focal_of_nll.defjvp

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jxent import _check, _plot
+from jxent._compat import without_debug_checks
 from jxent._core import compensated
 from jxent._core.compensated import Sum, unstack
 from jxent._core.safe_math import multiply_no_nan
@@ -52,8 +53,9 @@ class Reliability(NamedTuple):
     @property
     def error(self) -> Array:
         """The calibration error, Σ_bins weight |accuracy − confidence| / Σ weight."""
-        gap = jnp.where(self.weight > 0, jnp.abs(self.accuracy - self.confidence), 0)
-        return jnp.sum(self.weight * gap) / jnp.sum(self.weight)
+        any_rows = self.weight > 0
+        accuracy, confidence = (jnp.where(any_rows, x, 0) for x in (self.accuracy, self.confidence))
+        return jnp.sum(self.weight * jnp.abs(accuracy - confidence)) / jnp.sum(self.weight)
 
     def plot(self, ax: Any = None, *, label: str | None = None, rows: Any = None) -> Any:
         """Draw the diagram with matplotlib and return its axes; models may share them.
@@ -91,7 +93,12 @@ def average_in_bins(
 
 
 def reliability_of_bins(confidence: Average, hit: Average) -> Reliability:
-    """Divide the sums of each bin."""
+    """Divide the sums of each bin; NaN where it is empty, which no debugging flag is to report."""
+    with without_debug_checks():
+        return _reliability_of_bins(confidence, hit)
+
+
+def _reliability_of_bins(confidence: Average, hit: Average) -> Reliability:
     bins = hit.total.shape[0]
     edges = jnp.linspace(0, 1, bins + 1, dtype=hit.total.dtype)
     return Reliability(edges, hit.sums()[1].rounded(), confidence.mean(), hit.mean())

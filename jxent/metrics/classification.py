@@ -17,10 +17,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jxent import _check
+from jxent._compat import without_debug_checks
 from jxent._core import compensated, log_softmax
 from jxent._core.compensated import Sum, unstack
 from jxent._core.log_softmax import pin_half_precision
-from jxent._core.safe_math import multiply_no_nan
+from jxent._core.safe_math import multiply_no_nan, zero_or_nan
 from jxent._core.targets import at_label, is_label, kept_rows, narrow
 from jxent._losses.cross_entropy import cross_entropy
 from jxent._typing import ArrayLike, Labels, Logits, PerRow, RowMask, Scalar
@@ -230,8 +231,9 @@ class ClassificationMetrics(MetricSums):
 
     def summary(self) -> Summary:
         """Compute the metrics, also inside `jit`."""
-        # jit makes arrays of the ks.
-        return _summarize_rows(self)._replace(top_k=self.top_k)
+        with without_debug_checks():  # what was not counted is NaN
+            # jit makes arrays of the ks.
+            return _summarize_rows(self)._replace(top_k=self.top_k)
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -319,7 +321,7 @@ def measure_rows(
         rank=jnp.sum(before, axis=-1, dtype=jnp.int32),
         p=p.astype(dtype),
         confidence=(1 / (1 + stats.S)).astype(dtype),
-        nan_if_invalid=jnp.where(invalid, jnp.nan, 0).astype(dtype),
+        nan_if_invalid=zero_or_nan(~invalid, dtype),
     )
 
 

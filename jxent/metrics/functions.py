@@ -9,11 +9,12 @@ from functools import partial
 from typing import Any, Literal
 
 import jax
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Shaped
 
 from jxent import _check
 from jxent._core.log_softmax import loss_dtype
-from jxent._typing import ArrayLike, ClassMask, Labels, Logits, PerRow, RowMask
+from jxent._typing import ArrayLike, Labels, Logits, PerRow, RowMask
+from jxent.metrics.average import Average
 from jxent.metrics.calibration import BINS, Reliability, average_in_bins, reliability_of_bins
 from jxent.metrics.classification import (
     ClassificationMetrics,
@@ -291,22 +292,22 @@ def reliability_curve(
     fn = "reliability_curve"
     z, *rest = check_rows(fn, logits, labels, where, ignore_index, row_weights)
     bins = _check.whole(fn, "bins", bins, 1)
-    if of_class is None:
-        return _classification_metric(z, *rest, name="reliability", bins=bins)
-    of, classes = _check.whole(fn, "of_class", of_class, 0), z.shape[-1]
-    if of >= classes:
+    of, classes = of_class, z.shape[-1]
+    if of is not None and _check.whole(fn, "of_class", of, 0) >= classes:
         raise ValueError(f"{fn}: `of_class` {of_class} is outside [0, {classes})")
-    return _curve_of_class(z, *rest, bins=bins, of_class=of)
+    return reliability_of_bins(*_averages_in_bins(z, *rest, bins=bins, of_class=of))
 
 
 @partial(jax.jit, static_argnames=("bins", "of_class"), inline=True)
-def _curve_of_class(
-    z: Logits, y: Labels, kept: RowMask | None, w: PerRow | None, *, bins: int, of_class: int
-) -> Reliability:
+def _averages_in_bins(
+    z: Logits, y: Labels, kept: RowMask | None, w: PerRow | None, *, bins: int, of_class: int | None
+) -> tuple[Average, ...]:
     m = measure_rows(z, y, kept, w, loss_dtype(z.dtype))
-    hit = (m.y == of_class).astype(m.w.dtype)
-    averages = average_in_bins(m.w, m.p[:, of_class], hit, bins)
-    return reliability_of_bins(*(average.poisoned(m.nan_if_invalid) for average in averages))
+    p, hit = m.confidence, m.rank < 1
+    if of_class is not None:
+        p, hit = m.p[:, of_class], m.y == of_class
+    averages = average_in_bins(m.w, p, hit.astype(m.w.dtype), bins)
+    return tuple(average.poisoned(m.nan_if_invalid) for average in averages)
 
 
 @_check.keywords
@@ -361,7 +362,7 @@ def fit_temperature(
 def _multilabel_metric(
     z: Logits,
     y: Shaped[Array, "*n V"],
-    kept: ClassMask | None,
+    kept: Bool[Array, "..."] | None,
     w: PerRow | None,
     *,
     name: str,

@@ -21,10 +21,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
 from jxent import _check
+from jxent._compat import without_debug_checks
 from jxent._core import compensated
 from jxent._core.compensated import unstack
 from jxent._core.log_softmax import loss_dtype
-from jxent._core.safe_math import multiply_no_nan
+from jxent._core.safe_math import multiply_no_nan, nan_unless, zero_or_nan
 from jxent._losses.sigmoid import sigmoid_binary_cross_entropy
 from jxent._typing import ArrayLike, Logits, PerRow
 from jxent.metrics.average import Average, average_of_sums, zero_average
@@ -225,7 +226,8 @@ class MultiLabelMetrics(MetricSums):
 
     def summary(self) -> MultiLabelSummary:
         """Compute the metrics, also inside `jit`."""
-        return _summarize_labels(self)
+        with without_debug_checks():  # what was not counted is NaN
+            return _summarize_labels(self)
 
     def _options(self) -> dict[str, Any]:
         classes, bins = self.bin_true.total.shape
@@ -283,7 +285,7 @@ def _macro_f1(f1: Float[Array, "V"], loss: Average) -> Array:
     """Average the labels' F1 that are not 0/0; NaN if a row is invalid."""
     known = ~jnp.isnan(f1)
     mean = jnp.sum(jnp.where(known, f1, 0)) / jnp.sum(known, dtype=f1.dtype)
-    return jnp.where(jnp.any(jnp.isnan(loss.weight)), jnp.nan, mean)
+    return nan_unless(~jnp.any(jnp.isnan(loss.weight)), mean)
 
 
 def _sum_over_labels(a: Average) -> Average:
@@ -343,7 +345,7 @@ def add_labelled_rows(
     w = jnp.ones(z.shape[0], dtype) if row_weights is None else row_weights.ravel().astype(dtype)
     known = known & (w != 0)[:, None]  # a row of weight 0 contributes nothing, whatever it holds
     invalid = known & ~(~jnp.isnan(z) & ((y == 0) | (y == 1)) & ~jnp.isnan(w)[:, None])
-    nan_if_invalid = jnp.where(jnp.any(invalid), jnp.nan, 0).astype(dtype)
+    nan_if_invalid = zero_or_nan(~jnp.any(invalid), dtype)
 
     true = known & (y == 1)
     z = jnp.where(known & ~invalid, z.astype(loss_dtype(z.dtype)), 0)

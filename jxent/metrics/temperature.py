@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jxent._compat import without_debug_checks
 from jxent._core.log_softmax import loss_dtype
+from jxent._core.safe_math import nan_unless
 from jxent._losses.cross_entropy import cross_entropy
 from jxent._typing import Labels, Logits, PerRow, RowMask, Scalar
 
@@ -63,6 +65,7 @@ def fit_by_lbfgs(z: Logits, y: Labels, kept: RowMask | None, w: PerRow | None) -
     starts = _MAX_LOG_T * jnp.arctanh(tens / _MAX_LOG_T)
     losses = lax.map(loss, starts)
     start = starts[jnp.argmax(losses <= (jnp.min(losses) + tolerance))]
-    u, _ = lax.while_loop(unfinished, step, (start, solver.init(start)))
+    with without_debug_checks():  # optax divides by 0 and selects
+        u, _ = lax.while_loop(unfinished, step, (start, solver.init(start)))
     fitted = jnp.isfinite(loss(u)) & jnp.any(weight != 0)
-    return jnp.where(fitted, jnp.exp(log_T(u)), jnp.nan)
+    return nan_unless(fitted, jnp.exp(log_T(u)))

@@ -70,8 +70,8 @@ def test_the_step_is_gradient_descent_on_the_weighted_smoothed_loss(iris):
     step = demo.make_step(linear, optimizer, label_smoothing=eps, class_weights=c)
     params = linear.init(jax.random.key(0), x.shape[-1], 3)
     new, _, loss, accuracy = step(params, optimizer.init(params), x, labels)
-    # At W = 0 every p_v is 1/V; by hand: t = (1−ε) c_y e_y + (ε/V) c, over Σ c_y.
-    t = (1 - eps) * c[iris.labels][:, None] * np.eye(3)[iris.labels] + eps / 3 * c
+    # At W = 0 every p_v is 1/V; by hand: t = c_y ((1−ε) e_y + ε/V), over Σ c_y.
+    t = c[iris.labels][:, None] * ((1 - eps) * np.eye(3)[iris.labels] + eps / 3)
     weight = c[iris.labels].sum()
     dz = (t.sum(axis=-1, keepdims=True) / 3 - t) / weight
     single = {"rtol": 1e-5, "atol": 1e-6}

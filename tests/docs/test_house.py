@@ -22,8 +22,9 @@ README = (ROOT / "README.md").read_text()
 
 # DESIGN's map: what a file may import is in its own layer or below. A new file joins here.
 LAYERS = [
+    ["_core", "_core.safe_math"],  # zeros, infinities and NaN, which checks need too
     ["_typing", "_compat", "_check", "_plot"],  # words, what differs between versions, pictures
-    ["_core", "_core.safe_math", "_core.targets", "_core.compensated", "_core.needs_grad"],
+    ["_core.targets", "_core.compensated", "_core.needs_grad"],
     ["_core.log_softmax"],  # one row's mathematics
     ["_core.row_terms"],  # that attached to JAX
     ["_core.weighting", "_core.logit_divergence"],

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import oracle
 import pytest
 from assertions import assert_close, enable_x64, f64
@@ -453,6 +454,49 @@ def test_gradient_accumulation():
     assert_same((sum(losses), np.concatenate(gradients)), whole)
     naive = np.mean([loss_and_gradient(Z[i], y[i], ignore_index=-100, **options)[0] for i in at])
     assert abs(naive - whole[0]) > 1e-3, "a mean of means would have passed as well"
+
+
+@pytest.mark.relaxed
+def test_multi_steps_of_optax_sum_the_micro_batches():
+    """With one normalizer the gradients add up, so their mean would be one k-th of the batch's."""
+    y = jnp.where(KEPT, Y, -100)
+    normalizer = jnp.sum(jxent.label_weights(y, ignore_index=-100))
+    whole = -loss_and_gradient(Z, y, ignore_index=-100)[1]
+    for use_grad_mean in (False, True):
+        optimizer = optax.MultiSteps(optax.sgd(1.0), 2, use_grad_mean=use_grad_mean)
+        updates, state = jnp.zeros_like(Z), optimizer.init(Z)
+        for rows in (slice(0, 3), slice(3, 6)):
+            loss_fn = lambda z, rows=rows: jxent.cross_entropy(
+                z[rows], y[rows], ignore_index=-100, normalizer=normalizer
+            )
+            updates, state = optimizer.update(jax.grad(loss_fn)(Z), state, Z)
+        assert_close(updates, whole / 2 if use_grad_mean else whole, rtol=1e-6)
+
+
+def test_examples_under_vmap():
+    """A mean over means counts an ignored example as 0; the sum over `label_weights` does not."""
+    y = jnp.where(KEPT, Y, -100)
+    whole = jxent.cross_entropy(Z, y, ignore_index=-100)
+    means = jax.vmap(lambda z, y: jxent.cross_entropy(z, y, ignore_index=-100))(Z, y)
+    assert_close(means.mean(), whole * np.mean(KEPT), rtol=1e-6)
+    rows = jax.vmap(lambda z, y: jxent.cross_entropy(z, y, ignore_index=-100, reduction="none"))
+    kept = jnp.sum(jxent.label_weights(y, ignore_index=-100))
+    assert_close(jnp.sum(rows(Z, y)) / kept, whole, rtol=1e-6)
+
+
+def test_smoothing_weighed_by_class_pulls_frequent_rows_to_a_rare_class():
+    """A row's best p is its target over its sum; 90, 7 and 3 % of the rows are in the classes."""
+    c = jxent.imbalance.balanced_class_weights(np.array([90, 7, 3]))
+    labels = jnp.arange(3)
+
+    def best(**options: Any) -> Any:
+        gradient = jax.grad(jxent.cross_entropy)(
+            jnp.zeros((3, 3)), labels, label_smoothing=0.1, reduction="sum", **options
+        )
+        return np.argmin(gradient, axis=-1)  # Σt/3 − t
+
+    np.testing.assert_array_equal(best(class_weights=c), [2, 1, 2])
+    np.testing.assert_array_equal(best(row_weights=c[labels]), [0, 1, 2])
 
 
 def test_logit_layouts():

@@ -145,7 +145,7 @@ MUTANTS = [
     ),
     Mutant(
         "_core/weighting.py",
-        "jnp.where(y < 0, jnp.nan, at_label(table, y))",
+        "nan_unless(y >= 0, at_label(table, y))",
         "at_label(table, y)",
         _HOSTILE,
         "label_weights",
@@ -280,7 +280,7 @@ MUTANTS = [
     ),
     Mutant(
         "_core/row_terms.py",
-        "stats = Statistics(stats.m, jnp.where(invalid, jnp.nan, stats.S))",
+        "stats = Statistics(stats.m, nan_unless(~invalid, stats.S))",
         "stats = Statistics(stats.m, stats.S)",
         _HOSTILE,
         "rows_at_fault and float32-jit",
@@ -717,8 +717,8 @@ MUTANTS = [
     ),
     Mutant(
         "_core/logit_divergence.py",
-        "(force_rounding(z, _top(z)) for z in (s, t))",
-        "(s, t)",
+        "(jnp.where(neither, 0, force_rounding(z, _top(z))) for z in (s, t))",
+        "(jnp.where(neither, 0, z) for z in (s, t))",
         _DISTILLATION,
         "same_program",
     ),
