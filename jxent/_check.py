@@ -33,6 +33,7 @@ from jxent._typing import (
     Logits,
     RowMask,
     Scalar,
+    SharedClassMask,
 )
 
 Predicate = Callable[[Any], Any]  # elementwise: True where an entry is valid
@@ -463,15 +464,46 @@ def row_mask(fn: str, x: ArrayLike | None, rows: tuple[int, ...]) -> RowMask | N
 
 
 def rows_kept(
-    fn: str, x: ArrayLike | None, rows: tuple[int, ...], classes_by: str
+    fn: str,
+    x: ArrayLike | None,
+    rows: tuple[int, ...],
+    instead: str = "give them logits of -inf",
 ) -> RowMask | None:
-    """Return the rows to keep; classes are excluded by `classes_by` of −∞ instead."""
+    """Return the rows to keep; classes are excluded in another way, by `instead`."""
     if x is not None and has_dtype(x, jnp.bool_) and shape_of(x) != rows:
         raise ValueError(
             f"{fn}: `where` must have the rows' shape {list(rows)}, got {describe(x)}; to exclude "
-            f"classes, give them {classes_by} of -inf"
+            f"classes, {instead}"
         )
     return row_mask(fn, x, rows)
+
+
+def rows_and_classes_kept(
+    fn: str,
+    where: ArrayLike | None,
+    class_mask: ArrayLike | None,
+    rows: tuple[int, ...],
+    classes: int,
+) -> tuple[RowMask | None, SharedClassMask | None]:
+    """Return (rows to keep, classes to keep in all of them); no row is kept without a class."""
+    kept = rows_kept(fn, where, rows, "pass class_mask=, one mask for all rows")
+    if class_mask is None:
+        return kept, None
+    if not has_dtype(class_mask, jnp.bool_):
+        raise TypeError(
+            f"{fn}: `class_mask` must be boolean, got {describe(class_mask)}; compare it "
+            "(mask != 0)"
+        )
+    if shape_of(class_mask) != (classes,):
+        raise ValueError(
+            f"{fn}: `class_mask` must have shape {[classes]}, one mask for all rows, got "
+            f"{describe(class_mask)}"
+        )
+    mask, values = jnp.asarray(class_mask), concrete(class_mask)
+    if values is not None and np.any(values):
+        return kept, mask
+    some = jnp.broadcast_to(jnp.any(mask), rows)
+    return (some if kept is None else kept & some), mask
 
 
 # Heads whose logits are never stored

@@ -44,6 +44,7 @@ from jxent._typing import (
     ReductionKind,
     RowMask,
     Scalar,
+    SharedClassMask,
     Targets,
 )
 
@@ -52,11 +53,11 @@ Coefficient = PerRow | float | None
 
 
 class RowInputs(NamedTuple):
-    """Targets, masks and weights of the rows."""
+    """Targets, masks and weights of the rows; a mask of classes may be one for all rows."""
 
     targets: Targets
     row_mask: RowMask | None = None
-    class_mask: ClassMask | None = None
+    class_mask: ClassMask | SharedClassMask | None = None
     class_weights: ClassWeights | None = None
     row_weights: PerRow | None = None
 
@@ -192,6 +193,8 @@ def _coefficients(
         if rows.class_mask is not None:
             kept_classes = jnp.sum(rows.class_mask, axis=-1).astype(dtype)
             share = epsilon / jnp.maximum(kept_classes, 1)
+            if w is not None:  # a mask of classes may be one for all rows
+                share = jnp.broadcast_to(share, w.shape)
         s = _multiply(share, w)
     return Coefficients(a, b, s)
 

@@ -6,7 +6,7 @@
     reference   each row's loss, from stored logits: what the others are tested against
 
 A loss alone costs 2·N·V·D in each.  A new one is a file with a function
-`(loss, static, operands, labels, kept) → losses` and an entry in `IMPLEMENTATIONS`.
+`(loss, static, operands, labels, masks) → losses` and an entry in `IMPLEMENTATIONS`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from jxent._compat import vary_alike
 from jxent._core.weighting import denominator, divide, reduce, sum_over_devices
 from jxent._linear import chunked_rows, reference, vocab
-from jxent._linear.projection import Projection, Static, pad_classes
-from jxent._linear.row_loss import Operands, RowLoss, RowReduction
+from jxent._linear.projection import Projection, Static, keep_classes, pad_classes
+from jxent._linear.row_loss import Masks, Operands, RowLoss, RowReduction
 from jxent._linear.tiling import default_tile_size
-from jxent._typing import RowMask
+from jxent._typing import SharedClassMask
 
 
 class Implementation(NamedTuple):
@@ -43,9 +44,12 @@ class Implementation(NamedTuple):
             return 0
         return default_tile_size(self.tiles, classes if self.tiles == "rows" else rows)
 
-    def pad(self, p: Projection) -> Projection:
-        """Add impossible classes for alignment, where the implementation takes them."""
-        return pad_classes(p) if self.pads_classes else p
+    def pad(
+        self, p: Projection, mask: SharedClassMask | None
+    ) -> tuple[Projection, Bool[Array, "_"] | None]:
+        """Exclude classes, and add impossible ones where the implementation takes them."""
+        p = keep_classes(p, mask)
+        return pad_classes(p, mask) if self.pads_classes else (p, mask)
 
 
 IMPLEMENTATIONS = {
@@ -65,13 +69,13 @@ def run(
     loss: RowLoss,
     operands: Operands,
     labels: Any,
-    kept: RowMask | None,
+    masks: Masks,
     row_reduction: RowReduction,
 ) -> jax.Array:
     """Compute a loss of projected rows [*n] and reduce it."""
     reduction, weights, may_be_zero = row_reduction
     shape = operands.projections[0].hidden.shape[:-1]
-    each = operands.each
+    each, kept = operands.each, masks.rows
     if implementation.sums_rows and reduction.kind == "mean":
         # Before the sum, not after it: a cotangent of 1 then leaves the gradients as they are.
         each = jax.tree.map(functools.partial(divide, by=denominator(weights, reduction)), each)
@@ -89,9 +93,9 @@ def run(
         )
         kept = counts if kept is None else kept & counts
     operands = Operands(projections, operands.shared, each)
-    leaves, structure = jax.tree.flatten((operands, labels, kept))
-    operands, labels, kept = jax.tree.unflatten(structure, vary_alike(*leaves))
-    losses = implementation.run(loss, static, operands, labels, kept)
+    leaves, structure = jax.tree.flatten((operands, labels, Masks(kept, masks.classes)))
+    operands, labels, masks = jax.tree.unflatten(structure, vary_alike(*leaves))
+    losses = implementation.run(loss, static, operands, labels, masks)
     if implementation.sums_rows:
         return sum_over_devices(losses, reduction)
     return reduce(losses.reshape(shape), weights, reduction)

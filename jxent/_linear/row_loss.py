@@ -1,6 +1,6 @@
 """A loss of rows of logits that projections make: its operands, and cross-entropy as one.
 
-    loss(zs, shared, each, labels, kept) → [n]        zs: the logits of each projection
+    loss(zs, shared, each, labels, kept, mask) → [n]        zs: the logits of each projection
 
 What is differentiated travels as `Operands`; the loss itself is static.
 """
@@ -9,10 +9,21 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax.numpy as jnp
+
+from jxent._compat import shard_alike
 from jxent._core.row_terms import TermOptions, training_row_terms
 from jxent._core.weighting import Coefficients, Reduction, combine_terms
 from jxent._linear.projection import Projection
-from jxent._typing import ClassWeights, Labels, Logits, PerRow, RowMask
+from jxent._typing import (
+    ClassMask,
+    ClassWeights,
+    Labels,
+    Logits,
+    PerRow,
+    RowMask,
+    SharedClassMask,
+)
 
 Zs = tuple[Logits, ...]
 
@@ -22,9 +33,28 @@ class RowLoss(Protocol):
     """The loss of some rows, from the logits of each projection."""
 
     def __call__(
-        self, zs: Zs, shared: Any, each: Any, labels: Any, kept: RowMask | None, /
+        self,
+        zs: Zs,
+        shared: Any,
+        each: Any,
+        labels: Any,
+        kept: RowMask | None,
+        mask: ClassMask | None,
+        /,
     ) -> PerRow:
         """Compute each row's loss."""
+
+
+class Masks(NamedTuple):
+    """Which rows are kept, and which classes in all of them; None: all."""
+
+    rows: RowMask | None
+    classes: SharedClassMask | None
+
+
+def mask_each_row(mask: SharedClassMask | None, z: Logits) -> ClassMask | None:
+    """Broadcast a mask of classes to the rows of z."""
+    return None if mask is None else shard_alike(jnp.broadcast_to(mask, z.shape), z)
 
 
 class Operands(NamedTuple):
@@ -49,8 +79,14 @@ class CrossEntropyRows(NamedTuple):
     options: TermOptions
 
     def __call__(
-        self, zs: Zs, c: ClassWeights | None, by: Coefficients, y: Labels, kept: RowMask | None
+        self,
+        zs: Zs,
+        c: ClassWeights | None,
+        by: Coefficients,
+        y: Labels,
+        kept: RowMask | None,
+        mask: ClassMask | None,
     ) -> PerRow:
         """Compute each row's loss."""
         (z,) = zs
-        return combine_terms(by, training_row_terms(self.options, z, y, c, None, kept))
+        return combine_terms(by, training_row_terms(self.options, z, y, c, mask, kept))

@@ -47,9 +47,9 @@ from jxent._linear.projection import (
     project_rows,
     scale_to_half,
 )
-from jxent._linear.row_loss import CrossEntropyRows, Operands
+from jxent._linear.row_loss import CrossEntropyRows, Masks, Operands, mask_each_row
 from jxent._linear.tiling import Index, Tiles, split_axis
-from jxent._typing import ClassWeights, Labels, Logits, PerRow, RowMask
+from jxent._typing import ClassWeights, Labels, Logits, PerRow, SharedClassMask
 
 _LARGEST_GAP = 1e6
 
@@ -92,6 +92,11 @@ class _Block(NamedTuple):
     projection: Projection
     y: Labels | None  # −1 where the label is not among them
     c: ClassWeights | None
+    mask: SharedClassMask | None
+
+    def logits(self, options: VocabOptions, u: Logits) -> Logits:
+        """Compute z, the loss's logits, from those of the projection."""
+        return apply_mask_and_softcap(options.terms, mask_each_row(self.mask, u), u)
 
 
 def _class_tiles(static: Static, p: Projection) -> Tiles:
@@ -99,7 +104,12 @@ def _class_tiles(static: Static, p: Projection) -> Tiles:
 
 
 def _block(
-    options: VocabOptions, i: Index, p: Projection, y: Labels | None, c: ClassWeights | None
+    options: VocabOptions,
+    i: Index,
+    p: Projection,
+    y: Labels | None,
+    c: ClassWeights | None,
+    mask: SharedClassMask | None,
 ) -> _Block:
     """Slice block i; classes that another block owns are impossible here and weigh nothing."""
     tiles = _class_tiles(options.static, p)
@@ -115,7 +125,8 @@ def _block(
         b_i = jnp.where(owned, jnp.zeros(tiles.size, p.dtype) if b_i is None else b_i, -jnp.inf)
         c_i = None if c_i is None else jnp.where(owned, c_i, 0)
     head = tiles.take(p.head, i, p.classes_axis)
-    return _Block(start, replace(p, head=head, bias=b_i), y_i, c_i)
+    mask_i = None if mask is None else tiles.take(mask, i)
+    return _Block(start, replace(p, head=head, bias=b_i), y_i, c_i, mask_i)
 
 
 def _update(state: _OnlineState, z: Logits, block: _Block) -> _OnlineState:
@@ -151,15 +162,21 @@ def vocab_terms(
     p: Projection,
     y: Labels | None,
     c: ClassWeights | None,
-    kept: RowMask | None,
+    masks: Masks,
 ) -> VocabTerms:
-    """Compute each row's terms; 0 in dropped rows, NaN in invalid ones."""
-    return _vocab_terms(options, p, y, c, kept)
+    """Compute each row's terms; 0 in dropped rows, NaN in invalid ones.
+
+    Class weights are 0 on the classes that the masks exclude.
+    """
+    return _vocab_terms(options, p, y, c, masks)
 
 
-def _vocab_terms(options: VocabOptions, p: Projection, y, c, kept) -> VocabTerms:
+def _vocab_terms(options: VocabOptions, p: Projection, y, c, masks: Masks) -> VocabTerms:
     """Compute each in plain JAX: the forward rule runs this, and second derivatives follow it."""
     dtype, n = p.dtype, p.hidden.shape[0]
+    kept, mask = masks
+    if y is not None and mask is not None:
+        y = jnp.where(jnp.take(mask, y, mode="clip"), y, -1)
     zero = jnp.zeros(n, dtype)
     smooth_loss = zero if options.terms.smooth_loss else None
     start = _OnlineState(
@@ -172,9 +189,9 @@ def _vocab_terms(options: VocabOptions, p: Projection, y, c, kept) -> VocabTerms
     )
 
     def update(state: _OnlineState, i: Index) -> _OnlineState:
-        block = _block(options, i, p, y, c)
+        block = _block(options, i, p, y, c, mask)
         u = project_rows(options.static, kept, block.projection)
-        return _update(state, apply_mask_and_softcap(options.terms, None, u), block)
+        return _update(state, block.logits(options, u), block)
 
     state = _class_tiles(options.static, p).scan(update, start, like=p.hidden)
     m, S = state.stats
@@ -192,9 +209,9 @@ def _vocab_terms(options: VocabOptions, p: Projection, y, c, kept) -> VocabTerms
     return VocabTerms(nll, lse, smooth_loss, entropy, jnp.where(invalid, -1, state.label), *stats)
 
 
-def _vocab_fwd(options, p, y, c, kept):
+def _vocab_fwd(options, p, y, c, masks):
     flags = tuple(encode_flag(needs_grad(x)) for x in (p.hidden, p.head, p.bias, c))
-    given = jax.tree.map(lambda x: x.value, (p, y, c, kept))
+    given = jax.tree.map(lambda x: x.value, (p, y, c, masks))
     row = _vocab_terms(options, *given)
     return row, (given, row, flags)
 
@@ -209,7 +226,7 @@ class _Gradients(NamedTuple):
 
 
 def _vocab_bwd(options, residuals, cotangents: VocabTerms):
-    (p, _, c, kept), row, flags = residuals
+    (p, _, c, (kept, mask)), row, flags = residuals
     static, wanted = options.static, _Gradients(*map(decode_flag, flags))
     dtype, tiles = row.nll.dtype, _class_tiles(static, p)
     terms = [None if isinstance(x, SymbolicZero) else x for x in cotangents[:4]]
@@ -230,9 +247,9 @@ def _vocab_bwd(options, residuals, cotangents: VocabTerms):
     log1p_S = log_softmax.with_gradient_of(jnp.log1p(S), lse)
 
     def add_block(gradients: _Gradients, i: Index) -> _Gradients:
-        block = _block(options, i, p, row.label, c)
+        block = _block(options, i, p, row.label, c, mask)
         u = project_rows(static, active, block.projection)
-        z, pull = jax.vjp(partial(apply_mask_and_softcap, options.terms, None), u)
+        z, pull = jax.vjp(partial(block.logits, options), u)
         probabilities = log_softmax.softmax_probabilities(z, Statistics(m, S), lse)
         assert block.y is not None
         target = is_label(block.y, z), jnp.expm1(-nll)
@@ -280,9 +297,11 @@ vocab_terms.defvjp(_vocab_fwd, _vocab_bwd, symbolic_zeros=True)
 
 
 def vocab_losses(
-    loss: CrossEntropyRows, static: Static, operands: Operands, labels: Labels, kept: RowMask | None
+    loss: CrossEntropyRows, static: Static, operands: Operands, labels: Labels, masks: Masks
 ) -> PerRow:
     """Compute each row's loss."""
     (p,), c, by = operands
-    row = vocab_terms(VocabOptions(static, loss.options, False), p, labels, c, kept)
+    if loss.options.smooth_loss and masks.classes is not None:
+        c = jnp.where(masks.classes, jnp.ones(p.classes, p.dtype) if c is None else c, 0)
+    row = vocab_terms(VocabOptions(static, loss.options, False), p, labels, c, masks)
     return combine_terms(by, RowTerms(row.nll, row.lse, row.smooth_loss))

@@ -781,6 +781,21 @@ def test_inputs_weights_and_targets():
     _same(_grad(jxent.softmax_cross_entropy, Z, t), expected)
 
 
+def test_inputs_excluded_classes():
+    bias, kept = jnp.array([0.0, 0.0, -jnp.inf]), jnp.array([True, True, False])
+    y, options = jnp.array([0, 1]), {"label_smoothing": 0.1}
+    stored = jxent.cross_entropy(Z, y, where=jnp.broadcast_to(kept, Z.shape), **options)
+
+    def loss(head, bias, **more):
+        return jxent.linear_cross_entropy(Z, head, y, bias=bias, **options, **more)
+
+    assert loss(jnp.eye(3), bias) == jnp.inf
+    holes = jnp.eye(3).at[:, 2].set(jnp.nan)
+    value, grads = jax.value_and_grad(loss, (0, 1))(holes, bias * 0, class_mask=kept)
+    _same(value, stored)
+    assert all((grad[..., 2] == 0).all() for grad in grads)
+
+
 def test_inputs_options():
     # The types checked in these tests may be the first to object.
     for options in ({"label_smoothing": 1.5}, {"z_loss": -1.0}, {"logit_softcap": 0.0}):

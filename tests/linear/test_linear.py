@@ -488,6 +488,129 @@ def test_impossible_classes(way, which):
     assert all(np.all(np.isfinite(x)) for x in g.values())
 
 
+# Classes that a mask excludes
+
+
+EXCLUDED = {
+    "every fifth": np.arange(V) % 5 == 0,
+    "the first nine": np.arange(V) < 9,
+    "the last nine": np.arange(V) >= V - 9,
+}
+WAYS_AND_EXCLUDED = chosen(
+    product(SUMMED, EXCLUDED),
+    *zip(SUMMED, EXCLUDED, strict=True),
+    ("vocab", "the first nine"),
+    ("vocab", "the last nine"),
+)
+
+
+def excluding(which: str, options: dict[str, Any], layout: str = "dv") -> dict[str, Any]:
+    """Arguments with NaN and ∞ in the head and the bias of the excluded classes."""
+    out = EXCLUDED[which]
+    inside = np.flatnonzero(~out)[LABELS % np.sum(~out)].astype(np.int32)
+    kept_labels = np.where(np.arange(N) % 3 == 2, -100, inside).astype(np.int32)
+    own = dict(labels=kept_labels if "ignore_index" in options else inside, class_mask=~out)
+    a = arguments_of(options | own, layout=layout)
+    holes = np.where(np.arange(D)[:, None] == 2, np.inf, np.nan)
+    head = np.where(out, holes, HEAD)
+    a["head"] = jnp.asarray(head if layout == "dv" else head.T, jnp.float32)
+    if "bias" in a:
+        a["bias"] = jnp.asarray(np.where(out, np.nan, BIAS), jnp.float32)
+    return a
+
+
+@pytest.mark.parametrize("options", ["everything", pytest.param("plain", marks=pytest.mark.deep)])
+@pytest.mark.parametrize(("way", "which"), WAYS_AND_EXCLUDED)
+def test_excluded_classes(way, which, options):
+    """As a class mask of the dense loss, whatever the head holds there: its gradient is 0."""
+    a = excluding(which, OPTIONS[options], "vd" if which == "the last nine" else "dv")
+    check(a, way, 4)
+    if way != "tokens":
+        check(a | dict(reduction="none"), way, 4, cotangent("none"))
+
+
+@pytest.mark.parametrize("way", ["tokens", "vocab"])
+def test_excluded_and_spare_classes(on_a_gpu, way):
+    check(excluding("every fifth", OPTIONS["everything"]), way, 64)
+
+
+@pytest.mark.parametrize("way", SUMMED)
+def test_excluded_classes_are_as_if_there_were_none(way):
+    """Smoothing over three real classes; a bias of −inf in its place costs ∞."""
+    h, w = jnp.array([[1.0, 2.0]]), jnp.array([[0.1, 0.2, 0.3, 0.0], [0.0, 0.1, -0.1, 0.0]])
+    f = partial(linear, h, w, [1], label_smoothing=0.1, implementation=way, chunk_size=3)
+    assert f(bias=jnp.array([0.0, 0.0, 0.0, -jnp.inf])) == np.inf
+    for mask in ([True, True, True, False], jnp.array([True, True, True, False])):
+        assert_close(f(class_mask=mask), 0.9289182, rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", SUMMED)
+def test_a_label_on_an_excluded_class(way):
+    """NaN in that row's loss and ∂/∂hidden; the other rows are untouched."""
+    a = excluding("every fifth", OPTIONS["bias"])
+    del a["head_layout"]
+    bad = a | {"labels": np.where(np.arange(N) == 3, 5, a["labels"]).astype(np.int32)}
+    run = fn_cache(partial(linear, implementation=way, chunk_size=4))
+    (value, g), (_, clean) = (value_and_gradients(run, x) for x in (bad, a))
+    other = np.arange(N) != 3
+    assert np.isnan(value) and np.all(np.isnan(g["hidden"][3]))
+    np.testing.assert_array_equal(g["hidden"][other], clean["hidden"][other])
+    np.testing.assert_array_equal(g["head"][:, EXCLUDED["every fifth"]], 0)
+    if way != "tokens":
+        rows = linear(**bad, implementation=way, chunk_size=4, reduction="none")
+        np.testing.assert_array_equal(np.isnan(rows), ~other)
+
+
+@pytest.mark.parametrize("way", SUMMED)
+def test_no_class_is_kept(way):
+    """As rows without any class in the dense loss: 0, and gradient 0."""
+    a = arguments_of(OPTIONS["everything"] | dict(class_mask=np.zeros(V, bool)))
+    value, gradients = value_and_gradients(partial(linear, implementation=way, chunk_size=4), a)
+    assert value == 0
+    for name in ("hidden", "head", "bias", "class_weights", "row_weights"):
+        np.testing.assert_array_equal(gradients[name], 0, name)
+    del a["head_layout"]
+    assert linear(**a, implementation=way) == 0
+
+
+@pytest.mark.parametrize("way", SELDOM)
+def test_a_mask_for_each_call(way):
+    """vmap over masks."""
+    h, w = jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32)
+    labels, masks = jnp.full(N, 11), jnp.asarray(~np.stack(list(EXCLUDED.values())))
+    f = lambda h, mask: linear(h, w, labels, class_mask=mask, implementation=way, chunk_size=4)
+    mapped = jax.jit(jax.vmap(jax.grad(f), (None, 0)))(h, masks)
+    for ours, mask in zip(mapped, masks, strict=True):
+        np.testing.assert_allclose(ours, jax.grad(f)(h, mask), rtol=1e-5, atol=1e-6)
+
+
+def test_rows_of_kept_classes():
+    """Log-probabilities, entropies and predictions are those of the classes that are left."""
+    out = EXCLUDED["every fifth"]
+    a = excluding("every fifth", OPTIONS["soft cap"])
+    kept = np.flatnonzero(~out)
+    labels = a.pop("labels")
+    few = arguments_of(OPTIONS["soft cap"]) | dict(head=a["head"][:, kept], bias=a["bias"][kept])
+    del few["labels"]
+    renumbered = np.searchsorted(kept, labels)
+    rows = jxent.linear_log_probs
+    both = lambda fn, y, a: jax.value_and_grad(
+        lambda h: sum(x.sum() for x in fn(**{**a, "hidden": h}, labels=y, chunk_size=4))
+    )(a["hidden"])
+    chex.assert_trees_all_close(both(rows, labels, a), both(rows, renumbered, few), rtol=1e-5)
+    ours, theirs = (jxent.linear_predictions(**x, chunk_size=4) for x in (a, few))
+    np.testing.assert_array_equal(ours.labels, kept[theirs.labels])
+    assert_close(ours.log_probs, f64(theirs.log_probs), rtol=1e-6)
+
+    bad = jnp.asarray(labels).at[2].set(5)
+    for number in jax.jit(lambda y: rows(**a, labels=y, chunk_size=4))(bad):
+        np.testing.assert_array_equal(np.isnan(number), np.arange(N) == 2)
+    a["class_mask"] = np.zeros(V, bool)
+    assert all(np.all(number == 0) for number in rows(**a, labels=labels))
+    none = jxent.linear_predictions(**a)
+    assert np.all(none.labels == -1) and np.all(np.isnan(none.log_probs))
+
+
 def test_errors(unhooked):
     h, w, y = jnp.ones((4, 3)), jnp.ones((3, 5)), np.zeros(4, np.int32)
     wrong: list[tuple[Any, str, dict[str, Any]]] = [
@@ -502,7 +625,9 @@ def test_errors(unhooked):
         (TypeError, "must be integers", dict(labels=np.zeros(4))),
         (ValueError, r"labels`\[2\] = 5 is outside", dict(labels=np.array([0, 1, 5, 7]))),
         (ValueError, "4294967297 is outside", dict(labels=np.array([0, 1, 2, 2**32 + 1]))),
-        (ValueError, "give them a bias of -inf", dict(where=np.ones((4, 5), bool))),
+        (ValueError, "exclude classes, pass class_mask=", dict(where=np.ones((4, 5), bool))),
+        (TypeError, "`class_mask` must be boolean, got", dict(class_mask=np.ones(5))),
+        (ValueError, r"`class_mask` must have shape \[5\]", dict(class_mask=np.ones((4, 5), bool))),
         (ValueError, "`chunk_size` must be at least 1", dict(chunk_size=0)),
         (TypeError, "`chunk_size` must be a static", dict(chunk_size=2.0)),
         (ValueError, "`implementation` must be", dict(implementation="fast")),

@@ -465,6 +465,16 @@ MUTANTS = [
         _LINEAR,
         "normalizer",
     ),
+    Mutant(
+        "_linear/implementations.py", "p = keep_classes(p, mask)", "pass", _LINEAR, "test_excluded"
+    ),
+    Mutant(
+        "_linear/vocab.py",
+        'y = jnp.where(jnp.take(mask, y, mode="clip"), y, -1)',
+        "pass",
+        _LINEAR,
+        "label_on_an_excluded",
+    ),
     # One logit a loss; divergences.
     Mutant(
         "_losses/sigmoid.py",
