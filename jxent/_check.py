@@ -34,6 +34,7 @@ from jxent._typing import (
     RowMask,
     Scalar,
     SharedClassMask,
+    Targets,
 )
 
 Predicate = Callable[[Any], Any]  # elementwise: True where an entry is valid
@@ -398,6 +399,26 @@ def _fit_int32(x: Any) -> np.ndarray:
     a = np.asarray(x)
     fits = np.logical_and(a >= np.iinfo(np.int32).min, a <= np.iinfo(np.int32).max)
     return a if a.dtype.itemsize < 4 else np.where(fits, a, -1).astype(np.int32)
+
+
+def targets(fn: str, x: ArrayLike, shape: tuple[int, ...], name: str = "targets") -> Targets:
+    """Return labels, integers of the rows' shape, or distributions, floats of the logits' shape."""
+    given, rows = shape_of(x), shape[:-1]
+    if has_dtype(x, jnp.floating):
+        if given == shape:
+            nonnegative(fn, name, x)
+            return jnp.asarray(x)
+        if given != rows:
+            raise ValueError(
+                f"{fn}: `{name}` must be integer labels of shape {list(rows)} or distributions of "
+                f"the logits' shape {list(shape)}, got {describe(x)}"
+            )
+    if is_integer(x) and given == shape and shape[-1] > 1:
+        raise ValueError(
+            f"{fn}: integer `{name}` are labels and need shape {list(rows)}, got "
+            f"{describe(x)}; cast one-hot targets to float"
+        )
+    return labels(fn, x, rows, name)
 
 
 def label_values(

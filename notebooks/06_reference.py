@@ -231,6 +231,7 @@ show("a log-prediction of +∞", "kl_divergence", halves.at[0, 0].set(jnp.inf), 
 # | negative soft target | `ValueError` when it can be read; else used as it is |
 # | probability outside [0, 1] in `jxent.information` | `ValueError` when it can be read; else NaN in that row, value and gradient |
 # | an invalid row in `jxent.metrics` | every number NaN; +∞ for a label held impossible is valid |
+# | distributions in `linear_cross_entropy` | as in `cross_entropy`, never a second array of their size |
 # | an invalid row in `linear_cross_entropy` | NaN in its own loss and ∂/∂hidden, and in what sums over rows: a mean, ∂/∂head, ∂/∂bias |
 # | a bias of −∞ in the linear losses | as a logit of −∞ |
 # | a class excluded by `class_mask` in the linear losses | as by `where` of the logits' shape; gradient of its head and bias exactly 0 |

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jxent import _check
 from jxent._compat import vary_alike
@@ -132,15 +132,19 @@ def class_weight(rows: RowInputs) -> PerRow | None:
         y = narrow(rows.targets, c.shape[0])
         table = jnp.broadcast_to(c, (*y.shape, c.shape[0]))
         return zero_unless(rows.row_mask, jnp.where(y < 0, jnp.nan, at_label(table, y)))
-    return _average_class_weight(c, rows.targets, rows.row_mask, rows.class_mask)
+    return average_class_weight(c, rows.targets, rows.row_mask, rows.class_mask)
 
 
 @jax.checkpoint
-def _average_class_weight(
-    c: ClassWeights, t: Float[Array, "*n V"], kept: RowMask | None, mask: ClassMask | None
+def average_class_weight(
+    c: ClassWeights,
+    t: Float[Array, "*n V"],
+    kept: RowMask | None,
+    mask: Bool[Array, "... V"] | None,
 ) -> PerRow:
+    """Compute Σ c t / Σ t of distributions."""
     t = zero_unless(kept, t.astype(c.dtype))
-    t = t if mask is None else jnp.where(mask, t, 0)
+    t = t if mask is None else jnp.where(jnp.broadcast_to(mask, t.shape), t, 0)
     mass = jnp.sum(t, axis=-1)
     invalid = ~jnp.isfinite(mass)
     # Or 0·NaN would come back from a row that weighs nothing.
@@ -274,10 +278,11 @@ def prepare(
     rows: RowInputs,
     options: LossOptions,
     name: str = "labels",
+    class_weight: Callable[[RowInputs], PerRow | None] = class_weight,
 ) -> Prepared:
     """Turn checked inputs and options into coefficients, in the dtype of the loss.
 
-    `name` is what `fn` calls its targets, for errors.
+    `name` is what `fn` calls its targets, for errors; `class_weight` gives each row's.
     """
     cast = lambda x: None if x is None else x.astype(dtype)  # noqa: E731
     w = cast(rows.row_weights)

@@ -13,20 +13,21 @@ import jax.numpy as jnp
 from jxent import _check
 from jxent._compat import vary_alike
 from jxent._core.row_terms import TermOptions
-from jxent._core.targets import kept_rows, narrow
+from jxent._core.targets import is_labels, kept_rows, narrow
 from jxent._core.weighting import (
     LossOptions,
     Reduction,
     RowInputs,
+    class_weight,
     loss_options,
     prepare,
     reduction_options,
 )
 from jxent._linear import vocab
-from jxent._linear.implementations import IMPLEMENTATIONS, run
+from jxent._linear.implementations import IMPLEMENTATIONS, class_weight_of_rows, run
 from jxent._linear.projection import Layout, Projection, Static
 from jxent._linear.row_loss import CrossEntropyRows, Masks, Operands, RowReduction
-from jxent._typing import ArrayLike, AxisNames, Labels, PerRow, ReductionKind
+from jxent._typing import ArrayLike, AxisNames, Labels, PerRow, ReductionKind, Targets
 
 
 @_check.keywords
@@ -75,13 +76,14 @@ def linear_cross_entropy(
     Args:
       hidden: `[*n, D]`, floating point.
       head: `[D, V]`, or `[V, D]` with head_layout="vd"; any floating dtype. It is not copied, but
-        with `class_mask`, and on a GPU where V is no multiple of 8: that copy has classes of
-        probability 0 added, up to the next multiple of 128 (of 8 if V ≤ 1024).
-      labels: integers `[*n]` in [0, V).
+        with `class_mask`, and with labels on a GPU where V is no multiple of 8: that copy has
+        classes of probability 0 added, up to the next multiple of 128 (of 8 if V ≤ 1024).
+      labels: integers `[*n]` in [0, V); or distributions `[*n, V]` (floating point, not negative;
+        they need not sum to 1), which are read a tile at a time and have a gradient, too.
       bias: `[V]`; −inf makes a class impossible.
       class_mask: boolean `[V]`, traced or not: classes to keep, in every row. An excluded class has
         p = 0 and gradients of 0, whatever the head holds there; V, the sums and the smoothing are
-        over the kept ones; a row with its label there is NaN.
+        over the kept ones; a row with its label, or mass, there is NaN.
       head_layout: "dv", or "vd" for a tied embedding.
       where: boolean `[*n]`: rows to keep. Dropped rows are exactly 0, whatever they hold.
       ignore_index: rows with this label are dropped.
@@ -105,12 +107,14 @@ def linear_cross_entropy(
     Raises:
       TypeError: a dtype that is not what is listed; a traced static option.
       ValueError: shapes that do not match exactly; an option out of range; "tokens" with
-        reduction="none"; a concrete label outside [0, V) that is not dropped. Under jit such a
-        label is NaN in the loss and in ∂/∂hidden of its row, and so in what sums over rows.
+        reduction="none"; a concrete label outside [0, V) that is not dropped; a concrete negative
+        target. Under jit such a label is NaN in the loss and in ∂/∂hidden of its row, and so in
+        what sums over rows.
 
     Residuals:
-      By "tokens" the gradients themselves, in float32, and nothing of size N·V; by "vocab" the
-      arguments (a copied head too) and six numbers per row; by "reference" the logits.
+      By "tokens" the gradients themselves, in float32, and nothing of size N·V but a gradient by
+      distributions; by "vocab" the arguments (a copied head too) and seven numbers per row; by
+      "reference" the logits.
 
     Example:
       >>> import jax, jax.numpy as jnp, jxent
@@ -132,12 +136,13 @@ def linear_cross_entropy(
     """
     fn = "linear_cross_entropy"
     p = _projection(fn, hidden, head, bias, head_layout)
-    y, masks = _labels(fn, labels, p, where, class_mask, ignore_index)
+    n = p.hidden.shape[:-1]
+    t = _check.targets(fn, labels, (*n, p.classes), "labels")
     rows = RowInputs(
-        y,
-        *masks,
+        t,
+        *_masks(fn, labels, t, p, where, class_mask, ignore_index),
         class_weights=_check.weights(fn, "class_weights", class_weights, (p.classes,)),
-        row_weights=_check.weights(fn, "row_weights", row_weights, y.shape),
+        row_weights=_check.weights(fn, "row_weights", row_weights, n),
     )
     options = loss_options(fn, label_smoothing, z_loss, logit_softcap)
     how = reduction_options(fn, reduction, normalizer, axis_name)
@@ -167,21 +172,21 @@ def _projection(
     return replace(p, bias=_check.bias(fn, bias, p.classes))
 
 
-def _labels(
+def _masks(
     fn: str,
-    labels: ArrayLike,
+    given: ArrayLike,
+    t: Targets,
     p: Projection,
     where: ArrayLike | None,
     class_mask: ArrayLike | None,
     ignore_index: int | None,
-) -> tuple[Labels, Masks]:
-    """Check one label a row, and which rows and classes are kept."""
+) -> Masks:
+    """Check which rows and classes are kept, and the labels, as they were given, of these rows."""
     rows = p.hidden.shape[:-1]
-    y = _check.labels(fn, labels, rows)
     where_rows, mask = _check.rows_and_classes_kept(fn, where, class_mask, rows, p.classes)
-    kept = kept_rows(y, where_rows, _check.ignore_index(fn, ignore_index, labelled=True))
-    _check.label_values(fn, labels, p.classes, kept)
-    return y, Masks(kept, mask)
+    kept = kept_rows(t, where_rows, _check.ignore_index(fn, ignore_index, labelled=is_labels(t)))
+    _check.label_values(fn, given, p.classes, kept)
+    return Masks(kept, mask)
 
 
 def choose_implementation(fn: str, x: str | None, reduction: ReductionKind) -> str:
@@ -202,10 +207,14 @@ def _linear_cross_entropy(
 ) -> jax.Array:
     shape, classes, dtype = p.hidden.shape[:-1], p.classes, p.dtype
     implementation = IMPLEMENTATIONS[choice.implementation]
-    prepared = prepare("linear_cross_entropy", dtype, classes, rows, options)
+    weight = class_weight if implementation.tiles is None else class_weight_of_rows
+    prepared = prepare("linear_cross_entropy", dtype, classes, rows, options, class_weight=weight)
     by = jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x, dtype), shape), prepared.by)
-    c = prepared.rows.class_weights if prepared.options.smooth_loss else None
-    p, mask = implementation.pad(p, prepared.rows.class_mask)
+    t = prepared.rows.targets
+    labels, distribution = (t, None) if is_labels(t) else (None, t)
+    weighs = prepared.options.smooth_loss or distribution is not None
+    c = prepared.rows.class_weights if weighs else None
+    p, mask = implementation.pad(p, prepared.rows.class_mask, align=distribution is None)
     if p.classes > classes and prepared.options.smooth_loss:
         c = jnp.pad(jnp.ones(classes, dtype) if c is None else c, (0, p.classes - classes))
     size = choice.chunk_size or implementation.tile_size(math.prod(shape), p.classes)
@@ -214,8 +223,8 @@ def _linear_cross_entropy(
         implementation,
         Static(choice.precision, size),
         CrossEntropyRows(prepared.options),
-        Operands((p,), c, by),
-        prepared.rows.targets,
+        Operands((p,), c, by, distribution),
+        labels,
         Masks(prepared.rows.row_mask, mask),
         RowReduction(
             reduction, prepared.weights, may_be_zero=weighted or reduction.normalizer is not None
@@ -291,7 +300,8 @@ def linear_log_probs(
     """
     fn = "linear_log_probs"
     p = _projection(fn, hidden, head, bias, head_layout)
-    y, masks = _labels(fn, labels, p, where, class_mask, ignore_index)
+    y = _check.labels(fn, labels, p.hidden.shape[:-1])
+    masks = _masks(fn, labels, y, p, where, class_mask, ignore_index)
     choice = Choice("vocab", _check.chunk_size(fn, chunk_size), precision)
     cap = _check.softcap(fn, logit_softcap)
     with _check.reverse_only(fn, "the row losses on stored logits"):

@@ -22,12 +22,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from jxent._compat import vary_alike
-from jxent._core.weighting import denominator, divide, reduce, sum_over_devices
+from jxent._core.targets import is_labels
+from jxent._core.weighting import (
+    RowInputs,
+    class_weight,
+    denominator,
+    divide,
+    reduce,
+    sum_over_devices,
+)
 from jxent._linear import chunked_rows, reference, vocab
 from jxent._linear.projection import Projection, Static, keep_classes, pad_classes
-from jxent._linear.row_loss import Masks, Operands, RowLoss, RowReduction
+from jxent._linear.row_loss import ClassWeightOfRows, Masks, Operands, RowLoss, RowReduction
 from jxent._linear.tiling import default_tile_size
-from jxent._typing import SharedClassMask
+from jxent._typing import PerRow, SharedClassMask
 
 
 class Implementation(NamedTuple):
@@ -45,11 +53,15 @@ class Implementation(NamedTuple):
         return default_tile_size(self.tiles, classes if self.tiles == "rows" else rows)
 
     def pad(
-        self, p: Projection, mask: SharedClassMask | None
+        self, p: Projection, mask: SharedClassMask | None, *, align: bool = True
     ) -> tuple[Projection, Bool[Array, "_"] | None]:
-        """Exclude classes, and add impossible ones where the implementation takes them."""
+        """Exclude classes, and add impossible ones where the implementation takes them.
+
+        Not with distributions (`align=False`): a copy of them, with those classes, would be larger
+        than what tiling avoids.
+        """
         p = keep_classes(p, mask)
-        return pad_classes(p, mask) if self.pads_classes else (p, mask)
+        return pad_classes(p, mask) if align and self.pads_classes else (p, mask)
 
 
 IMPLEMENTATIONS = {
@@ -61,6 +73,21 @@ IMPLEMENTATIONS = {
 }
 # Any loss row by row: linear distillation's, which no name is needed for.
 EACH_ROW = Implementation(chunked_rows.each_row, "rows", sums_rows=False, pads_classes=True)
+
+
+def class_weight_of_rows(rows: RowInputs) -> PerRow | None:
+    """Compute `class_weight`, of distributions a chunk of rows at a time."""
+    c, t = rows.class_weights, rows.targets
+    if c is None or is_labels(t):
+        return class_weight(rows)
+    n, classes = math.prod(t.shape[:-1]), t.shape[-1]
+    kept = None if rows.row_mask is None else rows.row_mask.ravel()
+    c, t, kept, mask = vary_alike(c, t.reshape(n, classes), kept, rows.class_mask)
+    static = Static(None, EACH_ROW.tile_size(n, classes))
+    weights = EACH_ROW.run(
+        ClassWeightOfRows(), static, Operands((), c, None, t), None, Masks(kept, mask)
+    )
+    return weights.reshape(rows.targets.shape[:-1])
 
 
 def run(
@@ -92,7 +119,9 @@ def run(
             jnp.logical_and, finite
         )
         kept = counts if kept is None else kept & counts
-    operands = Operands(projections, operands.shared, each)
+    t = operands.distribution
+    t = None if t is None else t.reshape(math.prod(shape), t.shape[-1])
+    operands = Operands(projections, operands.shared, each, t)
     leaves, structure = jax.tree.flatten((operands, labels, Masks(kept, masks.classes)))
     operands, labels, masks = jax.tree.unflatten(structure, vary_alike(*leaves))
     losses = implementation.run(loss, static, operands, labels, masks)

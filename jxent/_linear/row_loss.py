@@ -1,6 +1,6 @@
 """A loss of rows of logits that projections make: its operands, and cross-entropy as one.
 
-    loss(zs, shared, each, labels, kept, mask) → [n]        zs: the logits of each projection
+    loss(zs, shared, each, targets, kept, mask) → [n]        zs: the logits of each projection
 
 What is differentiated travels as `Operands`; the loss itself is static.
 """
@@ -13,16 +13,22 @@ import jax.numpy as jnp
 
 from jxent._compat import shard_alike
 from jxent._core.row_terms import TermOptions, training_row_terms
-from jxent._core.weighting import Coefficients, Reduction, combine_terms
+from jxent._core.weighting import (
+    Coefficients,
+    Reduction,
+    average_class_weight,
+    combine_terms,
+)
 from jxent._linear.projection import Projection
 from jxent._typing import (
     ClassMask,
     ClassWeights,
-    Labels,
+    Distribution,
     Logits,
     PerRow,
     RowMask,
     SharedClassMask,
+    Targets,
 )
 
 Zs = tuple[Logits, ...]
@@ -37,7 +43,7 @@ class RowLoss(Protocol):
         zs: Zs,
         shared: Any,
         each: Any,
-        labels: Any,
+        targets: Any,
         kept: RowMask | None,
         mask: ClassMask | None,
         /,
@@ -58,11 +64,15 @@ def mask_each_row(mask: SharedClassMask | None, z: Logits) -> ClassMask | None:
 
 
 class Operands(NamedTuple):
-    """What is differentiated: projections, numbers for all rows, and numbers of each row."""
+    """What is differentiated: projections, numbers for all rows, numbers and targets of each row.
+
+    Without a distribution the targets are labels, which are no operand.
+    """
 
     projections: tuple[Projection, ...]
     shared: Any
     each: Any
+    distribution: Distribution | None = None
 
 
 class RowReduction(NamedTuple):
@@ -71,6 +81,22 @@ class RowReduction(NamedTuple):
     reduction: Reduction
     weights: PerRow  # each row's share of the denominator of a mean
     may_be_zero: bool  # some coefficients may be 0
+
+
+class ClassWeightOfRows(NamedTuple):
+    """The average class weight of distributions, a "loss" without logits; `shared` are c."""
+
+    def __call__(
+        self,
+        zs: Zs,
+        c: ClassWeights,
+        each: None,
+        t: Distribution,
+        kept: RowMask | None,
+        mask: ClassMask | None,
+    ) -> PerRow:
+        """Compute each row's Σ c t / Σ t."""
+        return average_class_weight(c, t, kept, mask)
 
 
 class CrossEntropyRows(NamedTuple):
@@ -83,10 +109,10 @@ class CrossEntropyRows(NamedTuple):
         zs: Zs,
         c: ClassWeights | None,
         by: Coefficients,
-        y: Labels,
+        targets: Targets,
         kept: RowMask | None,
         mask: ClassMask | None,
     ) -> PerRow:
         """Compute each row's loss."""
         (z,) = zs
-        return combine_terms(by, training_row_terms(self.options, z, y, c, mask, kept))
+        return combine_terms(by, training_row_terms(self.options, z, targets, c, mask, kept))

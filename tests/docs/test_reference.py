@@ -796,6 +796,18 @@ def test_inputs_excluded_classes():
     assert all((grad[..., 2] == 0).all() for grad in grads)
 
 
+def test_inputs_distributions_of_the_linear_loss():
+    def linear(z, t):
+        return jxent.linear_cross_entropy(z, jnp.eye(3), t, class_weights=C)
+
+    def stored(z, t):
+        return jxent.cross_entropy(z, t, class_weights=C)
+
+    ours, theirs = (jax.value_and_grad(fn, (0, 1))(Z, T) for fn in (linear, stored))
+    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        _same(x, y)
+
+
 def test_inputs_options():
     # The types checked in these tests may be the first to object.
     for options in ({"label_smoothing": 1.5}, {"z_loss": -1.0}, {"logit_softcap": 0.0}):

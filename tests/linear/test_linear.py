@@ -108,7 +108,7 @@ def check(arguments: dict[str, Any], way: str | None, size: int | None, g: Any =
         assert_close(
             gradient,
             expected.gradient[name],
-            rtol=rtol + (rounded if name in ("hidden", "head") else 0),
+            rtol=rtol + (rounded if name in ("hidden", "head", "labels") else 0),
             ulps=0.5 if gradient.dtype.itemsize < value.dtype.itemsize else 0,
             scale=expected.scale[name],
             dtype=gradient.dtype,
@@ -146,6 +146,94 @@ def test_every_option(reduction, way, options, layout):
     """A chunk that divides nothing, so that pieces overlap."""
     arguments = arguments_of(OPTIONS[options], layout=layout) | {"reduction": reduction}
     check(arguments, way, 5, cotangent(reduction))
+
+
+def soft(options: str, dtype: Any = "float32", head: Any = None, layout: str = "dv") -> Any:
+    """Arguments with distributions in the place of labels; some classes are excluded."""
+    more = {k: x for k, x in OPTIONS[options].items() if k not in ("labels", "ignore_index")}
+    t = SOFT
+    if options in ("rows kept", "everything"):
+        more["class_mask"], t = SOME, np.where(SOME, SOFT, 0)
+    return arguments_of(more | dict(labels=t), dtype, head, layout)
+
+
+SOFT = np.random.default_rng(8).gamma(1.0, size=(N, V))
+SOFT[1, 3] = SOFT[2, 0] = 0
+SOFT[5] = 0
+SOME = np.arange(V) % 6 != 4
+SOFT_CALLS = [
+    ("mean", "tokens"),
+    ("none", "vocab"),
+    ("none", "reference"),
+    ("mean", "vocab"),
+    ("mean", "reference"),
+]
+
+
+@pytest.mark.parametrize("layout", first(1, ["dv", "vd"]))
+@pytest.mark.parametrize(
+    ("call", "options"),
+    chosen(
+        product(SOFT_CALLS, [o for o in OPTIONS if o != "ignored"]),
+        *((call, "everything") for call in SOFT_CALLS[:3]),
+        (SOFT_CALLS[0], "plain"),
+        (SOFT_CALLS[1], "plain"),
+        (SOFT_CALLS[1], "rows kept"),
+        (SOFT_CALLS[1], "smoothing"),
+    ),
+)
+def test_every_option_with_distributions(call, options, layout):
+    reduction, way = call
+    check(soft(options, layout=layout) | dict(reduction=reduction), way, 5, cotangent(reduction))
+
+
+@pytest.mark.parametrize("size", first(1, [4, 1, 11, 12, 22, 23, 24, None]))
+@pytest.mark.parametrize("way", ["tokens", "vocab"])
+def test_every_size_with_distributions(way, size):
+    check(soft("everything"), way, size)
+
+
+@pytest.mark.parametrize("dtype", first(1, ["bfloat16", "float16"]))
+@pytest.mark.parametrize("way", SELDOM)
+def test_dtypes_with_distributions(way, dtype):
+    """Half-precision distributions too: their gradient is rounded once."""
+    a = soft("everything", dtype)
+    check(a, way, 5)
+    a["labels"] = a["labels"].astype(dtype)
+    check(a, way, 5)
+
+
+@pytest.mark.parametrize("head", ["float64", "float32"])
+@pytest.mark.parametrize("way", first(0, SUMMED))
+def test_float64_with_distributions(x64, way, head):
+    check(soft("everything", "float64", head), way, 5)
+
+
+@pytest.mark.parametrize("way", ["tokens", "vocab"])
+def test_distributions_where_classes_would_be_spared(on_a_gpu, way):
+    """No classes are added: the distributions would have to be copied."""
+    check(soft("everything"), way, 64)
+
+
+@pytest.mark.parametrize("way", [None, *SUMMED])
+def test_distributions_of_ones(way):
+    h, w, t = jnp.ones((2, 3)), jnp.ones((3, 4)), jnp.full((2, 4), 0.25)
+    assert_close(linear(h, w, t, implementation=way, chunk_size=3), np.log(4), ulps=2)
+
+
+@pytest.mark.parametrize("way", SUMMED)
+def test_one_hot_rows_are_labels(way):
+    """By every argument that both have, with weights, smoothing, and rows in two axes."""
+    a = {k: x for k, x in arguments_of(OPTIONS["everything"]).items() if k != "ignore_index"}
+    rows = lambda x: x[: N - 1].reshape(2, (N - 1) // 2, *x.shape[1:])
+    a |= {k: rows(jnp.asarray(a[k])) for k in ("hidden", "where", "row_weights")}
+    hot = a | dict(labels=rows(jnp.eye(V)[LABELS]))
+    a["labels"] = rows(LABELS)
+    run = partial(value_and_gradients, fn_cache(partial(linear, implementation=way, chunk_size=3)))
+    (value, g), (hot_value, hot_g) = run(a), run(hot)
+    assert_close(hot_value, f64(value), rtol=1e-6)
+    del hot_g["labels"]
+    chex.assert_trees_all_close(hot_g, g, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", chosen([1, 2, 5, 11, 12, 22, 23, 24, None], 1, 5, 12, None))
@@ -584,6 +672,40 @@ def test_a_mask_for_each_call(way):
         np.testing.assert_allclose(ours, jax.grad(f)(h, mask), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("way", SUMMED)
+def test_distributions_at_fault(way):
+    """Mass on an excluded class, NaN: NaN in that row; in a dropped row 0, whatever it holds."""
+    a = {k: x for k, x in soft("everything").items() if k not in ("head_layout", "class_weights")}
+    clean, a["labels"] = a, a["labels"].at[0, 4].set(0.5).at[jnp.array([1, 2, 4]), 7].set(jnp.nan)
+    assert not KEPT[1] and a["row_weights"][4] == 0
+    run = fn_cache(partial(linear, implementation=way, chunk_size=4))
+    (value, g), (_, clean_g) = (value_and_gradients(run, x) for x in (a, clean))
+    bad = np.isin(np.arange(N), [0, 2])
+    assert np.isnan(value)
+    np.testing.assert_array_equal(np.isnan(g["hidden"]).all(-1), bad)
+    np.testing.assert_array_equal(g["hidden"][~bad], clean_g["hidden"][~bad])
+    np.testing.assert_array_equal(g["labels"][:, ~SOME][~bad], 0)
+    if way != "tokens":
+        rows = linear(**a, implementation=way, chunk_size=4, reduction="none")
+        np.testing.assert_array_equal(np.isnan(rows), bad)
+        np.testing.assert_array_equal(rows == 0, ~KEPT | (np.arange(N) == 4))
+
+
+@pytest.mark.parametrize("way", SUMMED)
+@pytest.mark.parametrize("targets", ["labels", "distributions"])
+def test_a_fault_that_weighs_nothing(targets, way):
+    """An invalid target in a row of weight 0: 0 in loss and gradient."""
+    a = arguments_of(OPTIONS["rows kept"]) if targets == "labels" else soft("rows kept")
+    del a["head_layout"]
+    t = jnp.asarray(a["labels"])
+    bad = a | {"labels": t.at[4].set(V) if targets == "labels" else t.at[4, 2].set(jnp.nan)}
+    run = fn_cache(partial(linear, implementation=way, chunk_size=4))
+    (value, g), (clean_value, clean_g) = (value_and_gradients(run, x) for x in (bad, a))
+    np.testing.assert_array_equal(value, clean_value)
+    for name in ("hidden", "head"):
+        np.testing.assert_array_equal(g[name], clean_g[name], name)
+
+
 def test_rows_of_kept_classes():
     """Log-probabilities, entropies and predictions are those of the classes that are left."""
     out = EXCLUDED["every fifth"]
@@ -611,6 +733,10 @@ def test_rows_of_kept_classes():
     assert np.all(none.labels == -1) and np.all(np.isnan(none.log_probs))
 
 
+NEGATIVE = np.full((4, 5), 0.25, np.float32)
+NEGATIVE[1, 2] = -0.5
+
+
 def test_errors(unhooked):
     h, w, y = jnp.ones((4, 3)), jnp.ones((3, 5)), np.zeros(4, np.int32)
     wrong: list[tuple[Any, str, dict[str, Any]]] = [
@@ -625,6 +751,11 @@ def test_errors(unhooked):
         (TypeError, "must be integers", dict(labels=np.zeros(4))),
         (ValueError, r"labels`\[2\] = 5 is outside", dict(labels=np.array([0, 1, 5, 7]))),
         (ValueError, "4294967297 is outside", dict(labels=np.array([0, 1, 2, 2**32 + 1]))),
+        (TypeError, r"must be integers, got float32\[4\]", dict(labels=jnp.zeros(4))),
+        (ValueError, "must be integer labels of shape", dict(labels=jnp.zeros((4, 4)))),
+        (ValueError, "cast one-hot targets to float", dict(labels=np.eye(5, dtype=int)[y])),
+        (ValueError, r"`labels`\[1, 2\] = -0.5 must not be negative", dict(labels=NEGATIVE)),
+        (ValueError, "`ignore_index` goes with", dict(labels=abs(NEGATIVE), ignore_index=0)),
         (ValueError, "exclude classes, pass class_mask=", dict(where=np.ones((4, 5), bool))),
         (TypeError, "`class_mask` must be boolean, got", dict(class_mask=np.ones(5))),
         (ValueError, r"`class_mask` must have shape \[5\]", dict(class_mask=np.ones((4, 5), bool))),
@@ -883,6 +1014,29 @@ def test_temporary_memory_does_not_grow_with_rows():
             fn = partial(linear, head_layout=layout, implementation=way)
             held = jax.jit(fn).lower(h, w, y).compile().memory_analysis().temp_size_in_bytes
             assert held < 4 * 512 * 40001 / 2, (layout, way)
+
+
+@pytest.mark.parametrize("dtype", first(1, ["float32", "float16"]))
+@pytest.mark.parametrize(("way", "size"), [("tokens", 128), ("vocab", 256)])
+def test_no_array_beside_the_distributions(way, size, dtype):
+    """With every option; the gradient by them is an array of their size, where it is wanted."""
+    n, d, v = 8192, 32, 16384
+    shapes = (n, d), (d, v), (n, v), (v,), (n,)
+    dtypes = "float32", "float32", dtype, "float32", "float32"
+    arguments = [*map(jax.ShapeDtypeStruct, shapes, dtypes)]
+    options = EVERY_OPTION | dict(class_mask=np.arange(v) % 7 != 0, where=np.arange(n) % 7 != 0)
+    del options["ignore_index"]
+
+    def loss(h, w, t, c, rows):
+        more = dict(class_weights=c, row_weights=rows, implementation=way, chunk_size=size)
+        return linear(h, w, t, **options, **more)
+
+    def held(run):
+        return jax.jit(run).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    for run in (loss, jax.grad(loss, (0, 1, 3, 4))):
+        assert held(run) < 4 * n * v / 2
+    assert held(jax.grad(loss, 2)) >= n * v, "nothing was counted"
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
