@@ -99,7 +99,9 @@ def check(arguments: dict[str, Any], way: str | None, size: int | None, g: Any =
     value, gradients = value_and_gradients(fn_cache(fn), arguments, g)
     dtypes = {arguments[name].dtype.name for name in ("hidden", "head")}
     double = "float64" in dtypes
-    rounded = ROUNDED[dtypes.pop()] if len(dtypes) == 1 else 0.0
+    rounded = dict.fromkeys(("hidden", "head"), ROUNDED[dtypes.pop()] if len(dtypes) == 1 else 0.0)
+    if "labels" in gradients:  # by the losses, and by the denominator: two terms
+        rounded["labels"] = ROUNDED[gradients["labels"].dtype.name]
     rtol = 1e-13 if double else RTOL
     assert value.dtype == (np.float64 if double else np.float32)
     assert_close(value, expected.value, rtol=rtol, scale=expected.scale["value"], cancels=True)
@@ -108,7 +110,7 @@ def check(arguments: dict[str, Any], way: str | None, size: int | None, g: Any =
         assert_close(
             gradient,
             expected.gradient[name],
-            rtol=rtol + (rounded if name in ("hidden", "head", "labels") else 0),
+            rtol=rtol + rounded.get(name, 0.0),
             ulps=0.5 if gradient.dtype.itemsize < value.dtype.itemsize else 0,
             scale=expected.scale[name],
             dtype=gradient.dtype,
@@ -379,6 +381,14 @@ def calls(draw: st.DrawFn) -> tuple[dict[str, Any], str, int, Any]:
         arguments["row_weights"] = jnp.asarray(w, jnp.float32)
     if arguments["reduction"] == "mean" and pick(False, True):
         arguments["normalizer"] = jnp.float32(pick(3.5, 0.0))
+    mask, labels = np.ones(classes, bool), arguments["labels"]
+    if pick(False, True):
+        mask = (np.arange(classes) == 0) | (r.random(classes) < 0.6)
+        arguments["class_mask"], arguments["labels"] = mask, np.where(mask[labels], labels, 0)
+        arguments["labels"] = arguments["labels"].astype(labels.dtype)
+    if pick(False, True):
+        t = r.gamma(1.0, size=(*rows, classes)) * mask
+        arguments["labels"] = jnp.asarray(t, pick("float32", "bfloat16"))
     none = arguments["reduction"] == "none"
     way, size = pick(*(EACH if none else SUMMED)), pick(1, 3, 4, 100)
     return arguments, way, size, np.float32(r.standard_normal(rows) if none else 0.7)
