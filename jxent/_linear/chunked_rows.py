@@ -116,6 +116,7 @@ def _losses(
 
 
 def _loss_dtype(operands: Operands) -> jnp.dtype:
+    """Return the dtype of the losses: that of the logits, or where there are none of `shared`."""
     return widest_dtype(*jax.tree.leaves(operands.projections or operands.shared))
 
 
