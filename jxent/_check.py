@@ -34,6 +34,8 @@ from jxent._typing import (
     Logits,
     RowMask,
     Scalar,
+    SharedClassMask,
+    Targets,
 )
 
 Predicate = Callable[[Any], Any]  # elementwise: True where an entry is valid
@@ -420,6 +422,26 @@ def _fit_int32(x: Any) -> np.ndarray:
     return a if a.dtype.itemsize < 4 else np.where(fits, a, -1).astype(np.int32)
 
 
+def targets(fn: str, x: ArrayLike, shape: tuple[int, ...], name: str = "targets") -> Targets:
+    """Return labels, integers of the rows' shape, or distributions, floats of the logits' shape."""
+    given, rows = shape_of(x), shape[:-1]
+    if has_dtype(x, jnp.floating):
+        if given == shape:
+            nonnegative(fn, name, x)
+            return jnp.asarray(x)
+        if given != rows:
+            raise ValueError(
+                f"{fn}: `{name}` must be integer labels of shape {list(rows)} or distributions of "
+                f"the logits' shape {list(shape)}, got {describe(x)}"
+            )
+    if is_integer(x) and given == shape and shape[-1] > 1:
+        raise ValueError(
+            f"{fn}: integer `{name}` are labels and need shape {list(rows)}, got "
+            f"{describe(x)}; cast one-hot targets to float"
+        )
+    return labels(fn, x, rows, name)
+
+
 def label_values(
     fn: str, x: ArrayLike, classes: int | None, kept: RowMask | None, name: str = "labels"
 ) -> None:
@@ -484,15 +506,46 @@ def row_mask(fn: str, x: ArrayLike | None, rows: tuple[int, ...]) -> RowMask | N
 
 
 def rows_kept(
-    fn: str, x: ArrayLike | None, rows: tuple[int, ...], classes_by: str
+    fn: str,
+    x: ArrayLike | None,
+    rows: tuple[int, ...],
+    instead: str = "give them logits of -inf",
 ) -> RowMask | None:
-    """Return the rows to keep; classes are excluded by `classes_by` of −∞ instead."""
+    """Return the rows to keep; classes are excluded in another way, by `instead`."""
     if x is not None and has_dtype(x, jnp.bool_) and shape_of(x) != rows:
         raise ValueError(
             f"{fn}: `where` must have the rows' shape {list(rows)}, got {describe(x)}; to exclude "
-            f"classes, give them {classes_by} of -inf"
+            f"classes, {instead}"
         )
     return row_mask(fn, x, rows)
+
+
+def rows_and_classes_kept(
+    fn: str,
+    where: ArrayLike | None,
+    class_mask: ArrayLike | None,
+    rows: tuple[int, ...],
+    classes: int,
+) -> tuple[RowMask | None, SharedClassMask | None]:
+    """Return (rows to keep, classes to keep in all of them); no row is kept without a class."""
+    kept = rows_kept(fn, where, rows, "pass class_mask=, one mask for all rows")
+    if class_mask is None:
+        return kept, None
+    if not has_dtype(class_mask, jnp.bool_):
+        raise TypeError(
+            f"{fn}: `class_mask` must be boolean, got {describe(class_mask)}; compare it "
+            "(mask != 0)"
+        )
+    if shape_of(class_mask) != (classes,):
+        raise ValueError(
+            f"{fn}: `class_mask` must have shape {[classes]}, one mask for all rows, got "
+            f"{describe(class_mask)}"
+        )
+    mask, values = jnp.asarray(class_mask), concrete(class_mask)
+    if values is not None and np.any(values):
+        return kept, mask
+    some = jnp.broadcast_to(jnp.any(mask), rows)
+    return (some if kept is None else kept & some), mask
 
 
 # Heads whose logits are never stored

@@ -22,6 +22,7 @@ Targets = Labels | Distribution
 ClassWeights = Float[Array, "V"]
 RowMask = Bool[Array, "*n"]
 ClassMask = Bool[Array, "*n V"]
+SharedClassMask = Bool[Array, "V"]  # one for all rows
 PerRow = Float[Array, "*n"]
 PerEntry = Float[Array, "*s"]  # one number for each logit, or for each class of each row
 Scalar = Float[Array, ""]

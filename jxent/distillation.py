@@ -41,7 +41,7 @@ from jxent._core.weighting import (
 )
 from jxent._linear.implementations import EACH_ROW, IMPLEMENTATIONS, run
 from jxent._linear.projection import Layout, Projection, Static, widest_dtype
-from jxent._linear.row_loss import Operands, RowReduction, Zs
+from jxent._linear.row_loss import Masks, Operands, RowReduction, Zs
 from jxent._typing import (
     ArrayLike,
     AxisNames,
@@ -52,6 +52,7 @@ from jxent._typing import (
     ReductionKind,
     RowMask,
     Scalar,
+    SharedClassMask,
 )
 
 __all__ = ["distillation_loss", "linear_distillation_loss"]
@@ -179,6 +180,7 @@ def linear_distillation_loss(
     *,
     student_bias: ArrayLike | None = None,
     teacher_bias: ArrayLike | None = None,
+    class_mask: ArrayLike | None = None,
     head_layout: Layout = "dv",
     teacher_head_layout: Layout | None = None,
     temperature: ArrayLike = 1.0,
@@ -210,7 +212,9 @@ def linear_distillation_loss(
         in `linear_cross_entropy`.
       teacher_hidden: `[*n, E]`: the teacher may be wider.
       teacher_head: `[E, V]` or `[V, E]`, over the same vocabulary.
-      student_bias, teacher_bias: `[V]`; −inf excludes a class.
+      student_bias, teacher_bias: `[V]`; −inf makes a class impossible.
+      class_mask: boolean `[V]`: classes to keep, of student and teacher alike and in every row;
+        as `where` of `[*n, V]` in `distillation_loss`.
       head_layout: "dv", or "vd" for a tied embedding.
       teacher_head_layout: the same for the teacher's head; None: as the student's.
       temperature, hard_labels, alpha, divergence, beta: as in `distillation_loss`.
@@ -254,14 +258,14 @@ def linear_distillation_loss(
     classes = Projection(h, w, None, head_layout).classes
     of_teacher = Projection(u, v, None, layout).classes
     _same_vocabulary(fn, "teacher_head", of_teacher, "student_head", classes)
-    where_rows = _check.rows_kept(fn, where, rows, "a bias")
+    where_rows, mask = _check.rows_and_classes_kept(fn, where, class_mask, rows, classes)
     y, kept = _hard_targets(fn, hard_labels, ignore_index, where_rows, rows, classes)
     given = _Inputs(
         _temperature(fn, temperature),
         _alpha(fn, alpha, hard_labels),
         y,
         kept,
-        None,
+        mask,
         _check.weights(fn, "row_weights", row_weights, rows),
     )
     b = _check.bias(fn, student_bias, classes, "student_bias")
@@ -284,7 +288,7 @@ class _Inputs(NamedTuple):
     alpha: Scalar | None  # None: there is no hard term
     hard_labels: Labels | None
     row_mask: RowMask | None
-    class_mask: ClassMask | None
+    class_mask: ClassMask | SharedClassMask | None
     row_weights: PerRow | None
 
 
@@ -464,7 +468,8 @@ def _linear_distillation_loss(
     by, weights, w = _weights(shape, given, dtype)
     may_be_zero = w is not None or reduction.normalizer is not None
     implementation = EACH_ROW if reduction.kind == "none" else IMPLEMENTATIONS["tokens"]
-    projections = tuple(map(implementation.pad, both))
+    padded = [implementation.pad(p, given.class_mask) for p in both]
+    projections = tuple(p for p, _ in padded)
     size = implementation.tile_size(math.prod(shape), projections[0].classes)
     return run(
         implementation,
@@ -472,6 +477,6 @@ def _linear_distillation_loss(
         _DistillationRows(kind, may_be_zero),
         Operands(projections, given.temperature, by),
         given.hard_labels,
-        given.row_mask,
+        Masks(given.row_mask, padded[0][1]),
         RowReduction(reduction, weights, may_be_zero),
     )

@@ -146,7 +146,7 @@ def confidence_penalty(
     """
     fn = "confidence_penalty"
     z = _check.logits(fn, logits)
-    kept = _check.rows_kept(fn, where, z.shape[:-1], "logits")
+    kept = _check.rows_kept(fn, where, z.shape[:-1])
     return _confidence_penalty(z, _check.weights(fn, "threshold", threshold, ()), kept)
 
 

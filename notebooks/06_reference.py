@@ -223,7 +223,7 @@ show("a log-prediction of +∞", "kl_divergence", halves.at[0, 0].set(jnp.inf), 
 # | logit of −∞ at the label | loss +∞, gradient finite |
 # | logit of +∞ or NaN, or a row of only −∞ | NaN in that row |
 # | soft target 0 on a logit of −∞ | 0 |
-# | label smoothing with a logit of −∞ | +∞, unless `where` excludes that class |
+# | label smoothing with a logit of −∞ | +∞, unless `where` or `class_mask` excludes that class |
 # | dropped row | exactly 0, loss and gradient, whatever it holds |
 # | row weight or class weight of 0 | contributes 0, even against +∞ |
 # | weights that sum to 0, or no rows | mean 0, gradient 0 |
@@ -232,8 +232,10 @@ show("a log-prediction of +∞", "kl_divergence", halves.at[0, 0].set(jnp.inf), 
 # | negative row weight | an ordinary number; in a mean without `normalizer=` `ValueError` when it can be read, else NaN |
 # | probability outside [0, 1] in `jxent.information` | `ValueError` when it can be read; else NaN in that row, value and gradient |
 # | an invalid row in `jxent.metrics` | every number NaN; +∞ for a label held impossible is valid |
+# | distributions in `linear_cross_entropy` | as in `cross_entropy`, never a second array of their size |
 # | an invalid row in `linear_cross_entropy` | NaN in its own loss and ∂/∂hidden, and in what sums over rows: a mean, ∂/∂head, ∂/∂bias |
-# | a bias of −∞ in the linear losses | as a logit of −∞: how to exclude a class |
+# | a bias of −∞ in the linear losses | as a logit of −∞ |
+# | a class excluded by `class_mask` in the linear losses | as by `where` of the logits' shape; gradient of its head and bias exactly 0 |
 # | an option out of range, an unknown reduction | `ValueError` |
 # | `label_smoothing`, `z_loss` or `logit_softcap` traced | `TypeError`: they are static |
 

@@ -242,12 +242,13 @@ def derivative(
     dlse: PerRow | None = None,
     dsmooth_loss: PerRow | None = None,
     total: PerRow | None = None,
+    mass: PerRow | None = None,
 ) -> Float[Array, "*n V"]:
     """Compute ∂/∂z of dnll·nll + dlse·lse + dsmooth_loss·smooth_loss; None: the term is absent.
 
     `target` is (e_y, p_y − 1) for labels (p_y − 1 = expm1(−nll), which does not cancel), or c ⊙ t
-    for distributions.  `class_weights` are those of the kept classes, 0 on the others; `total` is
-    their sum where z holds only some of the classes.
+    for distributions.  `class_weights` are those of the kept classes, 0 on the others.  `total` is
+    their sum, and `mass` that of c ⊙ t, where z holds only some of the classes.
     """
     k = dlse
     if dsmooth_loss is not None:
@@ -269,7 +270,7 @@ def derivative(
         assert every is not None
         out = jnp.where(e_y, on, every[..., None] * p)
     else:
-        through_nll = dnll * jnp.sum(target, axis=-1)
+        through_nll = dnll * (jnp.sum(target, axis=-1) if mass is None else mass)
         every = through_nll if k is None else through_nll + k
         out = every[..., None] * p - dnll[..., None] * target
     if dsmooth_loss is not None:

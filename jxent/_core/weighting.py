@@ -46,6 +46,7 @@ from jxent._typing import (
     ReductionKind,
     RowMask,
     Scalar,
+    SharedClassMask,
     Targets,
 )
 
@@ -54,11 +55,11 @@ Coefficient = PerRow | float | None
 
 
 class RowInputs(NamedTuple):
-    """Targets, masks and weights of the rows."""
+    """Targets, masks and weights of the rows; a mask of classes may be one for all rows."""
 
     targets: Targets
     row_mask: RowMask | None = None
-    class_mask: ClassMask | None = None
+    class_mask: ClassMask | SharedClassMask | None = None
     class_weights: ClassWeights | None = None
     row_weights: PerRow | None = None
 
@@ -146,15 +147,19 @@ def class_weight(rows: RowInputs) -> PerRow | None:
         y = narrow(rows.targets, c.shape[0])
         table = jnp.broadcast_to(c, (*y.shape, c.shape[0]))
         return zero_unless(rows.row_mask, nan_unless(y >= 0, at_label(table, y)))
-    return _average_class_weight(c, rows.targets, rows.row_mask, rows.class_mask)
+    return average_class_weight(c, rows.targets, rows.row_mask, rows.class_mask)
 
 
 @jax.checkpoint
-def _average_class_weight(
-    c: ClassWeights, t: Float[Array, "*n V"], kept: RowMask | None, mask: ClassMask | None
+def average_class_weight(
+    c: ClassWeights,
+    t: Float[Array, "*n V"],
+    kept: RowMask | None,
+    mask: Bool[Array, "... V"] | None,
 ) -> PerRow:
+    """Compute Σ c t / Σ t of distributions."""
     t = zero_unless(kept, t.astype(c.dtype))
-    t = t if mask is None else jnp.where(mask, t, 0)
+    t = t if mask is None else jnp.where(jnp.broadcast_to(mask, t.shape), t, 0)
     mass = jnp.sum(t, axis=-1)
     invalid = ~jnp.isfinite(mass)
     # Or 0·NaN would come back from a row that weighs nothing.
@@ -207,6 +212,8 @@ def _coefficients(
         if rows.class_mask is not None:
             kept_classes = jnp.sum(rows.class_mask, axis=-1).astype(dtype)
             share = epsilon / jnp.maximum(kept_classes, 1)
+            if w is not None:  # a mask of classes may be one for all rows
+                share = jnp.broadcast_to(share, w.shape)
         s = _multiply(share, w)
     return Coefficients(a, b, s)
 
@@ -289,10 +296,11 @@ def prepare(
     rows: RowInputs,
     options: LossOptions,
     name: str = "labels",
+    class_weight: Callable[[RowInputs], PerRow | None] = class_weight,
 ) -> Prepared:
     """Turn checked inputs and options into coefficients, in the dtype of the loss.
 
-    `name` is what `fn` calls its targets, for errors.
+    `name` is what `fn` calls its targets, for errors; `class_weight` gives each row's.
     """
     cast = lambda x: None if x is None else x.astype(dtype)  # noqa: E731
     w = cast(rows.row_weights)

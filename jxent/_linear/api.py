@@ -13,21 +13,22 @@ import jax.numpy as jnp
 from jxent import _check
 from jxent._compat import vary_alike
 from jxent._core.row_terms import TermOptions
-from jxent._core.targets import kept_rows, narrow
+from jxent._core.targets import is_labels, kept_rows, narrow
 from jxent._core.weighting import (
     LossOptions,
     Reduction,
     RowInputs,
+    class_weight,
     loss_options,
     mean_weights,
     prepare,
     reduction_options,
 )
 from jxent._linear import vocab
-from jxent._linear.implementations import IMPLEMENTATIONS, run
-from jxent._linear.projection import Layout, Projection, Static, pad_classes
-from jxent._linear.row_loss import CrossEntropyRows, Operands, RowReduction
-from jxent._typing import ArrayLike, AxisNames, Labels, PerRow, ReductionKind, RowMask
+from jxent._linear.implementations import IMPLEMENTATIONS, class_weight_of_rows, run
+from jxent._linear.projection import Layout, Projection, Static
+from jxent._linear.row_loss import CrossEntropyRows, Masks, Operands, RowReduction
+from jxent._typing import ArrayLike, AxisNames, Labels, PerRow, ReductionKind, Targets
 
 
 @_check.keywords
@@ -37,6 +38,7 @@ def linear_cross_entropy(
     labels: ArrayLike,
     *,
     bias: ArrayLike | None = None,
+    class_mask: ArrayLike | None = None,
     head_layout: Layout = "dv",
     where: ArrayLike | None = None,
     ignore_index: int | None = None,
@@ -57,7 +59,7 @@ def linear_cross_entropy(
         z    = hidden·head + bias                  loss: as `cross_entropy` of z
         ∂/∂hidden = dz·headᵀ        ∂/∂head = hiddenᵀ·dz        ∂/∂bias = Σ_rows dz
 
-    Every option of `cross_entropy` but a mask of classes, which is a bias of −inf. Three
+    Every option of `cross_entropy`; a mask of classes is one for all rows, `class_mask`. Three
     implementations give the same numbers; by default it is "tokens" for a mean or a sum, and
     "vocab" for "none":
 
@@ -75,10 +77,14 @@ def linear_cross_entropy(
     Args:
       hidden: `[*n, D]`, floating point.
       head: `[D, V]`, or `[V, D]` with head_layout="vd"; any floating dtype. It is not copied, but
-        on a GPU where V is no multiple of 8: the copy has classes of probability 0 added, up to
-        the next multiple of 128 (of 8 if V ≤ 1024).
-      labels: integers `[*n]` in [0, V).
-      bias: `[V]`; −inf excludes a class.
+        with `class_mask`, and with labels on a GPU where V is no multiple of 8: that copy has
+        classes of probability 0 added, up to the next multiple of 128 (of 8 if V ≤ 1024).
+      labels: integers `[*n]` in [0, V); or distributions `[*n, V]` (floating point, not negative;
+        they need not sum to 1), which are read a tile at a time and have a gradient, too.
+      bias: `[V]`; −inf makes a class impossible.
+      class_mask: boolean `[V]`, traced or not: classes to keep, in every row. An excluded class has
+        p = 0 and gradients of 0, whatever the head holds there; V, the sums and the smoothing are
+        over the kept ones; a row with its label, or mass, there is NaN.
       head_layout: "dv", or "vd" for a tied embedding.
       where: boolean `[*n]`: rows to keep. Dropped rows are exactly 0, whatever they hold.
       ignore_index: rows with this label are dropped.
@@ -104,12 +110,13 @@ def linear_cross_entropy(
       TypeError: a dtype that is not what is listed; a traced static option.
       ValueError: shapes that do not match exactly; an option out of range; "tokens" with
         reduction="none"; a concrete label outside [0, V) that is not dropped; a concrete negative
-        row weight as in `cross_entropy`. Under jit such a label is NaN in the loss and in
-        ∂/∂hidden of its row, and so in what sums over rows.
+        row weight as in `cross_entropy`; a concrete negative target. Under jit such a label is NaN
+        in the loss and in ∂/∂hidden of its row, and so in what sums over rows.
 
     Residuals:
-      By "tokens" the gradients themselves, in float32, and nothing of size N·V; by "vocab" the
-      arguments (a copied head too) and six numbers per row; by "reference" the logits.
+      By "tokens" the gradients themselves, in float32, and nothing of size N·V but a gradient by
+      distributions; by "vocab" the arguments (a copied head too) and seven numbers per row; by
+      "reference" the logits.
 
     Example:
       >>> import jax, jax.numpy as jnp, jxent
@@ -131,16 +138,17 @@ def linear_cross_entropy(
     """
     fn = "linear_cross_entropy"
     p = _projection(fn, hidden, head, bias, head_layout)
-    y, kept = _labels(fn, labels, p, where, ignore_index)
+    n = p.hidden.shape[:-1]
+    t = _check.targets(fn, labels, (*n, p.classes), "labels")
     rows = RowInputs(
-        y,
-        kept,
+        t,
+        *_masks(fn, labels, t, p, where, class_mask, ignore_index),
         class_weights=_check.weights(fn, "class_weights", class_weights, (p.classes,)),
-        row_weights=_check.weights(fn, "row_weights", row_weights, y.shape),
+        row_weights=_check.weights(fn, "row_weights", row_weights, n),
     )
     options = loss_options(fn, label_smoothing, z_loss, logit_softcap)
     how = reduction_options(fn, reduction, normalizer, axis_name)
-    mean_weights(fn, row_weights, kept, how)
+    mean_weights(fn, row_weights, rows.row_mask, how)
     choice = Choice(
         choose_implementation(fn, implementation, reduction),
         _check.chunk_size(fn, chunk_size),
@@ -167,16 +175,21 @@ def _projection(
     return replace(p, bias=_check.bias(fn, bias, p.classes))
 
 
-def _labels(
-    fn: str, labels: ArrayLike, p: Projection, where: ArrayLike | None, ignore_index: int | None
-) -> tuple[Labels, RowMask | None]:
-    """Check one label a row, and which rows are kept."""
+def _masks(
+    fn: str,
+    given: ArrayLike,
+    t: Targets,
+    p: Projection,
+    where: ArrayLike | None,
+    class_mask: ArrayLike | None,
+    ignore_index: int | None,
+) -> Masks:
+    """Check which rows and classes are kept, and the labels, as they were given, of these rows."""
     rows = p.hidden.shape[:-1]
-    y = _check.labels(fn, labels, rows)
-    where_rows = _check.rows_kept(fn, where, rows, "a bias")
-    kept = kept_rows(y, where_rows, _check.ignore_index(fn, ignore_index, labelled=True))
-    _check.label_values(fn, labels, p.classes, kept)
-    return y, kept
+    where_rows, mask = _check.rows_and_classes_kept(fn, where, class_mask, rows, p.classes)
+    kept = kept_rows(t, where_rows, _check.ignore_index(fn, ignore_index, labelled=is_labels(t)))
+    _check.label_values(fn, given, p.classes, kept)
+    return Masks(kept, mask)
 
 
 def choose_implementation(fn: str, x: str | None, reduction: ReductionKind) -> str:
@@ -197,10 +210,14 @@ def _linear_cross_entropy(
 ) -> jax.Array:
     shape, classes, dtype = p.hidden.shape[:-1], p.classes, p.dtype
     implementation = IMPLEMENTATIONS[choice.implementation]
-    prepared = prepare("linear_cross_entropy", dtype, classes, rows, options)
+    weight = class_weight if implementation.tiles is None else class_weight_of_rows
+    prepared = prepare("linear_cross_entropy", dtype, classes, rows, options, class_weight=weight)
     by = jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x, dtype), shape), prepared.by)
-    c = prepared.rows.class_weights if prepared.options.smooth_loss else None
-    p = implementation.pad(p)
+    t = prepared.rows.targets
+    labels, distribution = (t, None) if is_labels(t) else (None, t)
+    weighs = prepared.options.smooth_loss or distribution is not None
+    c = prepared.rows.class_weights if weighs else None
+    p, mask = implementation.pad(p, prepared.rows.class_mask, align=distribution is None)
     if p.classes > classes and prepared.options.smooth_loss:
         c = jnp.pad(jnp.ones(classes, dtype) if c is None else c, (0, p.classes - classes))
     size = choice.chunk_size or implementation.tile_size(math.prod(shape), p.classes)
@@ -209,9 +226,9 @@ def _linear_cross_entropy(
         implementation,
         Static(choice.precision, size),
         CrossEntropyRows(prepared.options),
-        Operands((p,), c, by),
-        prepared.rows.targets,
-        prepared.rows.row_mask,
+        Operands((p,), c, by, distribution),
+        labels,
+        Masks(prepared.rows.row_mask, mask),
         RowReduction(
             reduction, prepared.weights, may_be_zero=weighted or reduction.normalizer is not None
         ),
@@ -232,6 +249,7 @@ def linear_log_probs(
     labels: ArrayLike,
     *,
     bias: ArrayLike | None = None,
+    class_mask: ArrayLike | None = None,
     head_layout: Layout = "dv",
     where: ArrayLike | None = None,
     ignore_index: int | None = None,
@@ -252,7 +270,8 @@ def linear_log_probs(
       hidden: `[*n, D]`, floating point; divide it by a temperature for one.
       head: `[D, V]`, or `[V, D]` with head_layout="vd".
       labels: integers `[*n]` in [0, V), for example the tokens that were sampled.
-      bias: `[V]`; −inf excludes a class.
+      bias: `[V]`; −inf makes a class impossible.
+      class_mask: boolean `[V]`: classes to keep.
       head_layout: "dv" or "vd".
       where: boolean `[*n]`: rows to keep. Both numbers of dropped rows are 0.
       ignore_index: rows with this label are dropped.
@@ -264,7 +283,8 @@ def linear_log_probs(
       `LogProbs(log_probs, entropy)`, each `[*n]` in nats, float32 (float64 if an operand is).
 
     Raises:
-      TypeError, ValueError: as `linear_cross_entropy`.
+      TypeError, ValueError: as `linear_cross_entropy`. Both numbers of a row with its label on an
+        excluded class are NaN.
 
     Residuals:
       The arguments and seven numbers per row.
@@ -283,11 +303,12 @@ def linear_log_probs(
     """
     fn = "linear_log_probs"
     p = _projection(fn, hidden, head, bias, head_layout)
-    y, kept = _labels(fn, labels, p, where, ignore_index)
+    y = _check.labels(fn, labels, p.hidden.shape[:-1])
+    masks = _masks(fn, labels, y, p, where, class_mask, ignore_index)
     choice = Choice("vocab", _check.chunk_size(fn, chunk_size), precision)
     cap = _check.softcap(fn, logit_softcap)
     with _check.reverse_only(fn, "the row losses on stored logits"):
-        row = _linear_rows(fn, p, y, kept, logit_softcap=cap, choice=choice)
+        row = _linear_rows(fn, p, y, masks, logit_softcap=cap, choice=choice)
     assert row.entropy is not None
     return LogProbs(-row.nll, row.entropy)
 
@@ -305,6 +326,7 @@ def linear_predictions(
     head: ArrayLike,
     *,
     bias: ArrayLike | None = None,
+    class_mask: ArrayLike | None = None,
     head_layout: Layout = "dv",
     logit_softcap: float | None = None,
     chunk_size: int | None = None,
@@ -320,7 +342,8 @@ def linear_predictions(
     Args:
       hidden: `[*n, D]`, floating point.
       head: `[D, V]`, or `[V, D]` with head_layout="vd".
-      bias: `[V]`; −inf excludes a class.
+      bias: `[V]`; −inf makes a class impossible.
+      class_mask: boolean `[V]`: classes to keep.
       head_layout: "dv" or "vd".
       logit_softcap: κ > 0, static.
       chunk_size: classes in a block.
@@ -328,7 +351,8 @@ def linear_predictions(
 
     Returns:
       `Predictions(labels, log_probs)`, `[*n]` each: int32, and nats in float32 (float64 if an
-      operand is). A row with NaN or +inf among its logits, or nothing but −inf, is (−1, NaN).
+      operand is). A row with NaN or +inf among its logits, or nothing but −inf, is (−1, NaN); so is
+      every row without a kept class.
 
     Raises:
       TypeError, ValueError: as `linear_cross_entropy`.
@@ -349,10 +373,13 @@ def linear_predictions(
     """
     fn = "linear_predictions"
     p = _projection(fn, hidden, head, bias, head_layout)
+    rows = p.hidden.shape[:-1]
+    _, mask = _check.rows_and_classes_kept(fn, None, class_mask, rows, p.classes)
+    masks = Masks(None, mask)
     choice = Choice("vocab", _check.chunk_size(fn, chunk_size), precision)
     cap = _check.softcap(fn, logit_softcap)
     with _check.reverse_only(fn, "the row losses on stored logits"):
-        row = _linear_rows(fn, p, None, None, logit_softcap=cap, choice=choice)
+        row = _linear_rows(fn, p, None, masks, logit_softcap=cap, choice=choice)
     return Predictions(row.label, -row.nll)
 
 
@@ -361,7 +388,7 @@ def _linear_rows(
     fn: str,
     p: Projection,
     y: Labels | None,
-    kept: RowMask | None,
+    masks: Masks,
     *,
     logit_softcap: float | None,
     choice: Choice,
@@ -371,14 +398,15 @@ def _linear_rows(
     narrowed = None
     if y is not None:
         narrowed = narrow(y, p.classes)
-        _check.traced_labels(fn, y, narrowed, kept, p.classes)
+        _check.traced_labels(fn, y, narrowed, masks.rows, p.classes)
     n = math.prod(shape)
     size = choice.chunk_size or IMPLEMENTATIONS["vocab"].tile_size(n, p.classes)
     terms = TermOptions(softcap=logit_softcap, lse=True)
     options = vocab.VocabOptions(Static(choice.precision, size), terms, entropy=y is not None)
-    p = pad_classes(replace(p, hidden=p.hidden.reshape(n, p.hidden.shape[-1])))
-    narrowed, kept = jax.tree.map(jnp.ravel, (narrowed, kept))
-    leaves, structure = jax.tree.flatten((p, narrowed, kept))
-    p, narrowed, kept = jax.tree.unflatten(structure, vary_alike(*leaves))
-    row = vocab.vocab_terms(options, p, narrowed, None, kept)
+    p = replace(p, hidden=p.hidden.reshape(n, p.hidden.shape[-1]))
+    p, mask = IMPLEMENTATIONS["vocab"].pad(p, masks.classes)
+    narrowed, kept = jax.tree.map(jnp.ravel, (narrowed, masks.rows))
+    leaves, structure = jax.tree.flatten((p, narrowed, Masks(kept, mask)))
+    p, narrowed, masks = jax.tree.unflatten(structure, vary_alike(*leaves))
+    row = vocab.vocab_terms(options, p, narrowed, None, masks)
     return jax.tree.map(lambda x: x.reshape(shape), row)

@@ -47,24 +47,24 @@ from jxent._linear.projection import (
     scale_to_half,
     widest_dtype,
 )
-from jxent._linear.row_loss import Operands, RowLoss, Zs
+from jxent._linear.row_loss import Masks, Operands, RowLoss, Zs, mask_each_row
 from jxent._linear.tiling import Index, Tiles, split_axis
-from jxent._typing import Logits, PerRow, RowMask, Scalar
+from jxent._typing import Distribution, Logits, PerRow, Scalar
 
 
 def _fields(operands: Operands) -> tuple[Any, ...]:
     """List the arguments of which a gradient may be wanted, one by one."""
     of_projections = (x for p in operands.projections for x in (p.hidden, p.head, p.bias))
-    return (*of_projections, operands.shared, operands.each)
+    return (*of_projections, *operands[1:])
 
 
 def _with_fields(like: Operands, fields: Iterable[Any]) -> Operands:
     """Build operands in the structure of `like` from the list of `_fields`."""
-    *of_projections, shared, each = fields
+    *of_projections, shared, each, distribution = fields
     triples = (of_projections[k : k + 3] for k in range(0, len(of_projections), 3))
     pairs = zip(triples, like.projections, strict=True)
     projections = tuple(Projection(h, w, b, p.layout) for (h, w, b), p in pairs)
-    return Operands(projections, shared, each)
+    return Operands(projections, shared, each, distribution)
 
 
 class _Chunk(NamedTuple):
@@ -72,40 +72,61 @@ class _Chunk(NamedTuple):
 
     projections: tuple[Projection, ...]
     each: Any
+    distribution: Distribution | None
     labels: Any
-    kept: RowMask | None
+    masks: Masks
 
 
 def _row_tiles(static: Static, operands: Operands) -> Tiles:
-    return split_axis(operands.projections[0].hidden.shape[0], static.tile_size)
+    return split_axis(_of_each_row(operands).shape[0], static.tile_size)
 
 
-def _chunk(tiles: Tiles, operands: Operands, labels: Any, kept: RowMask | None, i: Index) -> _Chunk:
+def _of_each_row(operands: Operands) -> Array:
+    """Choose an operand with rows: hidden states, or a distribution without any."""
+    rows: Array = jax.tree.leaves((operands.projections, operands.distribution))[0]
+    return rows
+
+
+def _chunk(tiles: Tiles, operands: Operands, labels: Any, masks: Masks, i: Index) -> _Chunk:
     """Slice chunk i; rows that another chunk owns, and dropped ones, have hidden states of 0."""
-    own, kept = tiles.owns(i), None if kept is None else tiles.take(kept, i)
+    own, kept = tiles.owns(i), None if masks.rows is None else tiles.take(masks.rows, i)
     kept = own if kept is None else kept if own is None else kept & own
-    labels_i, each_i = jax.tree.map(lambda x: tiles.take(x, i), (labels, operands.each))
+    labels_i, each_i, t_i = jax.tree.map(
+        lambda x: tiles.take(x, i), (labels, operands.each, operands.distribution)
+    )
+    # Wide, so that its gradient is rounded once, at the end.
+    t_i = None if t_i is None else t_i.astype(_loss_dtype(operands))
     projections = tuple(
         replace(p, hidden=zero_unless(kept, tiles.take(p.hidden, i))) for p in operands.projections
     )
-    return _Chunk(projections, each_i, labels_i, kept)
+    return _Chunk(projections, each_i, t_i, labels_i, Masks(kept, masks.classes))
 
 
 def _logits(static: Static, chunk: _Chunk) -> Zs:
     return tuple(project(static, p) for p in chunk.projections)
 
 
+def _losses(
+    loss: RowLoss, zs: Zs, shared: Any, each: Any, distribution: Distribution | None, chunk: _Chunk
+) -> PerRow:
+    """Compute the losses of a chunk's rows, from what is differentiated and the rest of it."""
+    kept, classes = chunk.masks
+    targets = chunk.labels if distribution is None else distribution
+    return loss(zs, shared, each, targets, kept, mask_each_row(classes, zs[0] if zs else targets))
+
+
 def _loss_dtype(operands: Operands) -> jnp.dtype:
-    return widest_dtype(*jax.tree.leaves(operands.projections))
+    """Return the dtype of the losses: that of the logits, or where there are none of `shared`."""
+    return widest_dtype(*jax.tree.leaves(operands.projections or operands.shared))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def sum_of_rows(
-    loss: RowLoss, static: Static, operands: Operands, labels: Any, kept: RowMask | None
+    loss: RowLoss, static: Static, operands: Operands, labels: Any, masks: Masks
 ) -> Scalar:
     """Compute the sum of the rows' losses."""
     wanted = (False,) * len(_fields(operands))
-    return _sum_and_gradients(loss, static, wanted, operands, labels, kept, None)[0]
+    return _sum_and_gradients(loss, static, wanted, operands, labels, masks, None)[0]
 
 
 def _sum_and_gradients(
@@ -114,7 +135,7 @@ def _sum_and_gradients(
     wanted: tuple[bool, ...],
     operands: Operands,
     labels: Any,
-    kept: RowMask | None,
+    masks: Masks,
     g: PerRow | None,
 ) -> tuple[Scalar, Operands]:
     """Compute Σ_rows g loss (g = 1 if None), and the gradients that are wanted."""
@@ -122,32 +143,33 @@ def _sum_and_gradients(
 
     def add_chunk(carry: tuple[Scalar, Operands], i: Index) -> tuple[Scalar, Operands]:
         value, gradients = carry
-        chunk = _chunk(tiles, operands, labels, kept, i)
+        chunk = _chunk(tiles, operands, labels, masks, i)
         g_i = None if g is None else tiles.take(g, i)
 
-        def total(zs: Zs, shared: Any, each: Any) -> Scalar:
-            losses = loss(zs, shared, each, chunk.labels, chunk.kept)
+        def total(zs: Zs, shared: Any, each: Any, distribution: Distribution | None) -> Scalar:
+            losses = _losses(loss, zs, shared, each, distribution, chunk)
             return jnp.sum(losses if g_i is None else multiply_no_nan(g_i, losses))
 
-        zs = _logits(static, chunk)
+        given = _logits(static, chunk), operands.shared, chunk.each, chunk.distribution
         if not any(wanted):
-            return value + total(zs, operands.shared, chunk.each), gradients
-        more, pull = jax.vjp(total, zs, operands.shared, chunk.each)
-        dzs, dshared, deach = pull(jnp.ones_like(more))
+            return value + total(*given), gradients
+        more, pull = jax.vjp(total, *given)
+        dzs, dshared, *dchunk = pull(jnp.ones_like(more))
         triples = zip(gradients.projections, chunk.projections, dzs, strict=True)
         add = partial(_add_gradients, static, tiles, i, dtype)
         projections = tuple(add(*triple) for triple in triples)
-        shared, each = gradients.shared, gradients.each
+        shared, *of_rows = gradients[1:]
         if shared is not None:
             shared = jax.tree.map(jnp.add, shared, dshared)
-        if each is not None:
-            each = jax.tree.map(lambda x, d: tiles.put(x, d, i), each, deach)
-        return value + more, Operands(projections, shared, each)
+        of_rows = [
+            None if x is None else jax.tree.map(lambda x, d: tiles.put(x, d, i), x, d)
+            for x, d in zip(of_rows, dchunk, strict=True)
+        ]
+        return value + more, Operands(projections, shared, *of_rows)
 
     fields = zip(_fields(operands), wanted, strict=True)
     zeros = _with_fields(operands, (_zeros(x, dtype) if w else None for x, w in fields))
-    like = operands.projections[0].hidden
-    return tiles.scan(add_chunk, (jnp.zeros((), dtype), zeros), like=like)
+    return tiles.scan(add_chunk, (jnp.zeros((), dtype), zeros), like=_of_each_row(operands))
 
 
 def _zeros(field: Any, dtype: jnp.dtype) -> Any:
@@ -206,10 +228,10 @@ def _encode_structure(gradients: Operands, operands: Operands) -> Operands:
     return _with_fields(operands, encoded)
 
 
-def _sum_of_rows_fwd(loss, static, operands, labels, kept):
+def _sum_of_rows_fwd(loss, static, operands, labels, masks):
     wanted = tuple(map(needs_grad, _fields(operands)))
-    operands, labels, kept = map(_primal_values, (operands, labels, kept))
-    value, gradients = _sum_and_gradients(loss, static, wanted, operands, labels, kept, None)
+    operands, labels, masks = map(_primal_values, (operands, labels, masks))
+    value, gradients = _sum_and_gradients(loss, static, wanted, operands, labels, masks, None)
     return value, (_encode_structure(gradients, operands), types_of(operands))
 
 
@@ -223,40 +245,40 @@ sum_of_rows.defvjp(_sum_of_rows_fwd, _sum_of_rows_bwd, symbolic_zeros=True)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def each_row(
-    loss: RowLoss, static: Static, operands: Operands, labels: Any, kept: RowMask | None
+    loss: RowLoss, static: Static, operands: Operands, labels: Any, masks: Masks
 ) -> PerRow:
     """Compute each row's loss."""
-    return _loss_of_each_row(loss, static, operands, labels, kept)
+    return _loss_of_each_row(loss, static, operands, labels, masks)
 
 
 def _loss_of_each_row(
-    loss: RowLoss, static: Static, operands: Operands, labels: Any, kept: RowMask | None
+    loss: RowLoss, static: Static, operands: Operands, labels: Any, masks: Masks
 ) -> PerRow:
-    tiles, h = _row_tiles(static, operands), operands.projections[0].hidden
+    tiles, like = _row_tiles(static, operands), _of_each_row(operands)
 
     def put_chunk(losses: PerRow, i: Index) -> PerRow:
-        chunk = _chunk(tiles, operands, labels, kept, i)
-        zs = _logits(static, chunk)
-        found = loss(zs, operands.shared, chunk.each, chunk.labels, chunk.kept)
+        chunk = _chunk(tiles, operands, labels, masks, i)
+        given = _logits(static, chunk), operands.shared, chunk.each, chunk.distribution
+        found = _losses(loss, *given, chunk)
         return tiles.put(losses, found, i)
 
-    return tiles.scan(put_chunk, jnp.zeros(h.shape[0], _loss_dtype(operands)), like=h)
+    return tiles.scan(put_chunk, jnp.zeros(like.shape[0], _loss_dtype(operands)), like=like)
 
 
-def _each_row_fwd(loss, static, operands, labels, kept):
+def _each_row_fwd(loss, static, operands, labels, masks):
     flags = tuple(encode_flag(needs_grad(x)) for x in _fields(operands))
-    operands, labels, kept = map(_primal_values, (operands, labels, kept))
-    losses = _loss_of_each_row(loss, static, operands, labels, kept)
-    return losses, (operands, labels, kept, losses, flags)
+    operands, labels, masks = map(_primal_values, (operands, labels, masks))
+    losses = _loss_of_each_row(loss, static, operands, labels, masks)
+    return losses, (operands, labels, masks, losses, flags)
 
 
 def _each_row_bwd(loss, static, residuals, g):
-    operands, labels, kept, losses, flags = residuals
+    operands, labels, masks, losses, flags = residuals
     # An invalid row without a cotangent passes nothing back: 0·NaN would be NaN in the head.
     active = (g != 0) | jnp.isfinite(losses)
-    active = active if kept is None else active & kept
+    masks = Masks(active if masks.rows is None else active & masks.rows, masks.classes)
     wanted = tuple(map(decode_flag, flags))
-    _, gradients = _sum_and_gradients(loss, static, wanted, operands, labels, active, g)
+    _, gradients = _sum_and_gradients(loss, static, wanted, operands, labels, masks, g)
     types = types_of(operands)
     return _scaled_gradients(_encode_structure(gradients, operands), types, None), None, None
 

@@ -6,7 +6,7 @@
     reference   each row's loss, from stored logits: what the others are tested against
 
 A loss alone costs 2·N·V·D in each.  A new one is a file with a function
-`(loss, static, operands, labels, kept) → losses` and an entry in `IMPLEMENTATIONS`.
+`(loss, static, operands, labels, masks) → losses` and an entry in `IMPLEMENTATIONS`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,24 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from jxent._compat import vary_alike
-from jxent._core.weighting import denominator, divide, is_empty, reduce, sum_over_devices
+from jxent._core.targets import is_labels
+from jxent._core.weighting import (
+    RowInputs,
+    class_weight,
+    denominator,
+    divide,
+    is_empty,
+    reduce,
+    sum_over_devices,
+)
 from jxent._linear import chunked_rows, reference, vocab
-from jxent._linear.projection import Projection, Static, pad_classes
-from jxent._linear.row_loss import Operands, RowLoss, RowReduction
+from jxent._linear.projection import Projection, Static, keep_classes, pad_classes
+from jxent._linear.row_loss import ClassWeightOfRows, Masks, Operands, RowLoss, RowReduction
 from jxent._linear.tiling import default_tile_size
-from jxent._typing import RowMask
+from jxent._typing import PerRow, SharedClassMask
 
 
 class Implementation(NamedTuple):
@@ -43,9 +53,16 @@ class Implementation(NamedTuple):
             return 0
         return default_tile_size(self.tiles, classes if self.tiles == "rows" else rows)
 
-    def pad(self, p: Projection) -> Projection:
-        """Add impossible classes for alignment, where the implementation takes them."""
-        return pad_classes(p) if self.pads_classes else p
+    def pad(
+        self, p: Projection, mask: SharedClassMask | None, *, align: bool = True
+    ) -> tuple[Projection, Bool[Array, "_"] | None]:
+        """Exclude classes, and add impossible ones where the implementation takes them.
+
+        Not with distributions (`align=False`): a copy of them, with those classes, would be larger
+        than what tiling avoids.
+        """
+        p = keep_classes(p, mask)
+        return pad_classes(p, mask) if align and self.pads_classes else (p, mask)
 
 
 IMPLEMENTATIONS = {
@@ -59,19 +76,34 @@ IMPLEMENTATIONS = {
 EACH_ROW = Implementation(chunked_rows.each_row, "rows", sums_rows=False, pads_classes=True)
 
 
+def class_weight_of_rows(rows: RowInputs) -> PerRow | None:
+    """Compute `class_weight`, of distributions a chunk of rows at a time."""
+    c, t = rows.class_weights, rows.targets
+    if c is None or is_labels(t):
+        return class_weight(rows)
+    n, classes = math.prod(t.shape[:-1]), t.shape[-1]
+    kept = None if rows.row_mask is None else rows.row_mask.ravel()
+    c, t, kept, mask = vary_alike(c, t.reshape(n, classes), kept, rows.class_mask)
+    static = Static(None, EACH_ROW.tile_size(n, classes))
+    weights = EACH_ROW.run(
+        ClassWeightOfRows(), static, Operands((), c, None, t), None, Masks(kept, mask)
+    )
+    return weights.reshape(rows.targets.shape[:-1])
+
+
 def run(
     implementation: Implementation,
     static: Static,
     loss: RowLoss,
     operands: Operands,
     labels: Any,
-    kept: RowMask | None,
+    masks: Masks,
     row_reduction: RowReduction,
 ) -> jax.Array:
     """Compute a loss of projected rows [*n] and reduce it."""
     reduction, weights, may_be_zero = row_reduction
     shape = operands.projections[0].hidden.shape[:-1]
-    each = operands.each
+    each, kept = operands.each, masks.rows
     if implementation.sums_rows and reduction.kind == "mean":
         # Before the sum, not after it: a cotangent of 1 then leaves the gradients as they are.
         # But a normalizer of 0 divides the sum: where that is 0 too, so is the mean.
@@ -91,10 +123,12 @@ def run(
             jnp.logical_and, finite
         )
         kept = counts if kept is None else kept & counts
-    operands = Operands(projections, operands.shared, each)
-    leaves, structure = jax.tree.flatten((operands, labels, kept))
-    operands, labels, kept = jax.tree.unflatten(structure, vary_alike(*leaves))
-    losses = implementation.run(loss, static, operands, labels, kept)
+    t = operands.distribution
+    t = None if t is None else t.reshape(math.prod(shape), t.shape[-1])
+    operands = Operands(projections, operands.shared, each, t)
+    leaves, structure = jax.tree.flatten((operands, labels, Masks(kept, masks.classes)))
+    operands, labels, masks = jax.tree.unflatten(structure, vary_alike(*leaves))
+    losses = implementation.run(loss, static, operands, labels, masks)
     if implementation.sums_rows:
         total = sum_over_devices(losses, reduction)
         if reduction.normalizer is None:

@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from jxent._compat import sharded_explicitly
+from jxent._compat import shard_alike, sharded_explicitly
 from jxent._core.log_softmax import loss_dtype
 from jxent._core.safe_math import zero_unless
-from jxent._typing import Logits, RowMask
+from jxent._typing import Logits, RowMask, SharedClassMask
 
 Layout = Literal["dv", "vd"]
 Hidden = Float[Array, "N D"]
@@ -79,17 +79,31 @@ def alignment_padding(classes: int) -> int:
     return 0 if aligned else -classes % (128 if classes > 1024 else 8)
 
 
-def pad_classes(p: Projection) -> Projection:
+def pad_classes(
+    p: Projection, mask: SharedClassMask | None
+) -> tuple[Projection, Bool[Array, "_"] | None]:
     """Add impossible classes (a bias of −∞) for alignment; the copied head is the price."""
     spare = alignment_padding(p.classes)
     if spare == 0 or sharded_explicitly(p.head, p.classes_axis):
-        return p
+        return p, mask
     dtype = widest_dtype(p.head, p.bias)
     b = jnp.zeros(p.classes, dtype) if p.bias is None else p.bias.astype(dtype)
     wider = [(0, spare) if axis == p.classes_axis else (0, 0) for axis in range(2)]
-    return replace(
+    padded = replace(
         p, head=jnp.pad(p.head, wider), bias=jnp.pad(b, (0, spare), constant_values=-jnp.inf)
     )
+    return padded, None if mask is None else jnp.pad(mask, (0, spare))
+
+
+def keep_classes(p: Projection, mask: SharedClassMask | None) -> Projection:
+    """Replace the head by 0 where a class is excluded: 0·NaN would come back to the hidden states.
+
+    It is then the mask, in the loss, that makes these classes impossible.
+    """
+    if mask is None:
+        return p
+    kept = jnp.broadcast_to(jnp.expand_dims(mask, 1 - p.classes_axis), p.head.shape)
+    return replace(p, head=jnp.where(shard_alike(kept, p.head), p.head, 0))
 
 
 def _dot(static: Static, a: Array, b: Array, axes: tuple[int, int], dtype: jnp.dtype) -> Array:

@@ -23,7 +23,7 @@ from jxent._core.weighting import (
     row_weight,
     weighted_rows,
 )
-from jxent._typing import ArrayLike, AxisNames, Logits, PerRow, ReductionKind, Targets
+from jxent._typing import ArrayLike, AxisNames, Logits, PerRow, ReductionKind
 
 
 @_check.keywords
@@ -115,7 +115,7 @@ def cross_entropy(
     """
     fn = "cross_entropy"
     z = _check.logits(fn, logits)
-    t = labels_or_distributions(fn, targets, z)
+    t = _check.targets(fn, targets, z.shape)
     ignore = _check.ignore_index(fn, ignore_index, labelled=is_labels(t))
     where_rows, mask = _check.where(fn, where, z.shape)
     kept = kept_rows(t, where_rows, ignore)
@@ -132,26 +132,6 @@ def cross_entropy(
     mean_weights(fn, row_weights, kept, how)
     with _check.reverse_only(fn, "softmax_cross_entropy or its integer-label form"):
         return _cross_entropy(z, rows, how, options=options)
-
-
-def labels_or_distributions(fn: str, x: ArrayLike, z: Logits) -> Targets:
-    """Return labels, integers of the rows' shape, or distributions, floats of the logits' shape."""
-    shape, rows = _check.shape_of(x), z.shape[:-1]
-    if _check.has_dtype(x, jnp.floating):
-        if shape == z.shape:
-            _check.nonnegative(fn, "targets", x)
-            return jnp.asarray(x)
-        if shape != rows:
-            raise ValueError(
-                f"{fn}: `targets` must be integer labels of shape {list(rows)} or distributions of "
-                f"the logits' shape {list(z.shape)}, got {_check.describe(x)}"
-            )
-    if _check.is_integer(x) and shape == z.shape and z.shape[-1] > 1:
-        raise ValueError(
-            f"{fn}: integer `targets` are labels and need shape {list(rows)}, got "
-            f"{_check.describe(x)}; cast one-hot targets to float"
-        )
-    return _check.labels(fn, x, rows, "targets")
 
 
 @partial(jax.jit, static_argnames="options", inline=True)

@@ -278,7 +278,7 @@ def check_rows(
     """Check the arguments; return logits, labels, the rows that are kept and their weights."""
     z = _check.logits(fn, logits)
     y = _check.labels(fn, labels, z.shape[:-1])
-    keep = _check.rows_kept(fn, where, y.shape, "logits")
+    keep = _check.rows_kept(fn, where, y.shape)
     kept = kept_rows(y, keep, _check.ignore_index(fn, ignore_index, labelled=True))
     _check.label_values(fn, labels, z.shape[-1], kept)
     if _check.CHECKING.get():

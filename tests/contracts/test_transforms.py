@@ -330,7 +330,7 @@ SECOND: dict[str, Callable[..., Any]] = {
 def differentiated(case: Case) -> list[str]:
     """The arguments that may move: not targets of excluded classes, where mass is a fault."""
     floats = split(case.arguments)[0]
-    masked = np.ndim(case.arguments.get("where")) == 2
+    masked = np.ndim(case.arguments.get("where")) == 2 or "class_mask" in case.arguments
     return [k for k in floats if not (masked and k in ("labels", "targets"))]
 
 

@@ -788,6 +788,33 @@ def test_inputs_weights_and_targets():
     _same(_grad(jxent.softmax_cross_entropy, Z, t), expected)
 
 
+def test_inputs_excluded_classes():
+    bias, kept = jnp.array([0.0, 0.0, -jnp.inf]), jnp.array([True, True, False])
+    y, options = jnp.array([0, 1]), {"label_smoothing": 0.1}
+    stored = jxent.cross_entropy(Z, y, where=jnp.broadcast_to(kept, Z.shape), **options)
+
+    def loss(head, bias, **more):
+        return jxent.linear_cross_entropy(Z, head, y, bias=bias, **options, **more)
+
+    assert loss(jnp.eye(3), bias) == jnp.inf
+    holes = jnp.eye(3).at[:, 2].set(jnp.nan)
+    value, grads = jax.value_and_grad(loss, (0, 1))(holes, bias * 0, class_mask=kept)
+    _same(value, stored)
+    assert all((grad[..., 2] == 0).all() for grad in grads)
+
+
+def test_inputs_distributions_of_the_linear_loss():
+    def linear(z, t):
+        return jxent.linear_cross_entropy(z, jnp.eye(3), t, class_weights=C)
+
+    def stored(z, t):
+        return jxent.cross_entropy(z, t, class_weights=C)
+
+    ours, theirs = (jax.value_and_grad(fn, (0, 1))(Z, T) for fn in (linear, stored))
+    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        _same(x, y)
+
+
 def test_inputs_options():
     # The types checked in these tests may be the first to object.
     for options in ({"label_smoothing": 1.5}, {"z_loss": -1.0}, {"logit_softcap": 0.0}):

@@ -99,7 +99,9 @@ def check(arguments: dict[str, Any], way: str | None, size: int | None, g: Any =
     value, gradients = value_and_gradients(fn_cache(fn), arguments, g)
     dtypes = {arguments[name].dtype.name for name in ("hidden", "head")}
     double = "float64" in dtypes
-    rounded = ROUNDED[dtypes.pop()] if len(dtypes) == 1 else 0.0
+    rounded = dict.fromkeys(("hidden", "head"), ROUNDED[dtypes.pop()] if len(dtypes) == 1 else 0.0)
+    if "labels" in gradients:  # by the losses, and by the denominator: two terms
+        rounded["labels"] = ROUNDED[gradients["labels"].dtype.name]
     rtol = 1e-13 if double else RTOL
     assert value.dtype == (np.float64 if double else np.float32)
     assert_close(value, expected.value, rtol=rtol, scale=expected.scale["value"], cancels=True)
@@ -108,7 +110,7 @@ def check(arguments: dict[str, Any], way: str | None, size: int | None, g: Any =
         assert_close(
             gradient,
             expected.gradient[name],
-            rtol=rtol + (rounded if name in ("hidden", "head") else 0),
+            rtol=rtol + rounded.get(name, 0.0),
             ulps=0.5 if gradient.dtype.itemsize < value.dtype.itemsize else 0,
             scale=expected.scale[name],
             dtype=gradient.dtype,
@@ -146,6 +148,94 @@ def test_every_option(reduction, way, options, layout):
     """A chunk that divides nothing, so that pieces overlap."""
     arguments = arguments_of(OPTIONS[options], layout=layout) | {"reduction": reduction}
     check(arguments, way, 5, cotangent(reduction))
+
+
+def soft(options: str, dtype: Any = "float32", head: Any = None, layout: str = "dv") -> Any:
+    """Arguments with distributions in the place of labels; some classes are excluded."""
+    more = {k: x for k, x in OPTIONS[options].items() if k not in ("labels", "ignore_index")}
+    t = SOFT
+    if options in ("rows kept", "everything"):
+        more["class_mask"], t = SOME, np.where(SOME, SOFT, 0)
+    return arguments_of(more | dict(labels=t), dtype, head, layout)
+
+
+SOFT = np.random.default_rng(8).gamma(1.0, size=(N, V))
+SOFT[1, 3] = SOFT[2, 0] = 0
+SOFT[5] = 0
+SOME = np.arange(V) % 6 != 4
+SOFT_CALLS = [
+    ("mean", "tokens"),
+    ("none", "vocab"),
+    ("none", "reference"),
+    ("mean", "vocab"),
+    ("mean", "reference"),
+]
+
+
+@pytest.mark.parametrize("layout", first(1, ["dv", "vd"]))
+@pytest.mark.parametrize(
+    ("call", "options"),
+    chosen(
+        product(SOFT_CALLS, [o for o in OPTIONS if o != "ignored"]),
+        *((call, "everything") for call in SOFT_CALLS[:3]),
+        (SOFT_CALLS[0], "plain"),
+        (SOFT_CALLS[1], "plain"),
+        (SOFT_CALLS[1], "rows kept"),
+        (SOFT_CALLS[1], "smoothing"),
+    ),
+)
+def test_every_option_with_distributions(call, options, layout):
+    reduction, way = call
+    check(soft(options, layout=layout) | dict(reduction=reduction), way, 5, cotangent(reduction))
+
+
+@pytest.mark.parametrize("size", first(1, [4, 1, 11, 12, 22, 23, 24, None]))
+@pytest.mark.parametrize("way", ["tokens", "vocab"])
+def test_every_size_with_distributions(way, size):
+    check(soft("everything"), way, size)
+
+
+@pytest.mark.parametrize("dtype", first(1, ["bfloat16", "float16"]))
+@pytest.mark.parametrize("way", SELDOM)
+def test_dtypes_with_distributions(way, dtype):
+    """Half-precision distributions too: their gradient is rounded once."""
+    a = soft("everything", dtype)
+    check(a, way, 5)
+    a["labels"] = a["labels"].astype(dtype)
+    check(a, way, 5)
+
+
+@pytest.mark.parametrize("head", ["float64", "float32"])
+@pytest.mark.parametrize("way", first(0, SUMMED))
+def test_float64_with_distributions(x64, way, head):
+    check(soft("everything", "float64", head), way, 5)
+
+
+@pytest.mark.parametrize("way", ["tokens", "vocab"])
+def test_distributions_where_classes_would_be_spared(on_a_gpu, way):
+    """No classes are added: the distributions would have to be copied."""
+    check(soft("everything"), way, 64)
+
+
+@pytest.mark.parametrize("way", [None, *SUMMED])
+def test_distributions_of_ones(way):
+    h, w, t = jnp.ones((2, 3)), jnp.ones((3, 4)), jnp.full((2, 4), 0.25)
+    assert_close(linear(h, w, t, implementation=way, chunk_size=3), np.log(4), ulps=2)
+
+
+@pytest.mark.parametrize("way", SELDOM)
+def test_one_hot_rows_are_labels(way):
+    """By every argument that both have, with weights, smoothing, and rows in two axes."""
+    a = {k: x for k, x in arguments_of(OPTIONS["everything"]).items() if k != "ignore_index"}
+    rows = lambda x: x[: N - 1].reshape(2, (N - 1) // 2, *x.shape[1:])
+    a |= {k: rows(jnp.asarray(a[k])) for k in ("hidden", "where", "row_weights")}
+    hot = a | dict(labels=rows(jnp.eye(V)[LABELS]))
+    a["labels"] = rows(LABELS)
+    run = partial(value_and_gradients, fn_cache(partial(linear, implementation=way, chunk_size=3)))
+    (value, g), (hot_value, hot_g) = run(a), run(hot)
+    assert_close(hot_value, f64(value), rtol=1e-6)
+    del hot_g["labels"]
+    chex.assert_trees_all_close(hot_g, g, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", chosen([1, 2, 5, 11, 12, 22, 23, 24, None], 1, 5, 12, None))
@@ -291,6 +381,14 @@ def calls(draw: st.DrawFn) -> tuple[dict[str, Any], str, int, Any]:
         arguments["row_weights"] = jnp.asarray(w, jnp.float32)
     if arguments["reduction"] == "mean" and pick(False, True):
         arguments["normalizer"] = jnp.float32(pick(3.5, 0.25))
+    mask, labels = np.ones(classes, bool), arguments["labels"]
+    if pick(False, True):
+        mask = (np.arange(classes) == 0) | (r.random(classes) < 0.6)
+        arguments["class_mask"], arguments["labels"] = mask, np.where(mask[labels], labels, 0)
+        arguments["labels"] = arguments["labels"].astype(labels.dtype)
+    if pick(False, True):
+        t = r.gamma(1.0, size=(*rows, classes)) * mask
+        arguments["labels"] = jnp.asarray(t, pick("float32", "bfloat16"))
     none = arguments["reduction"] == "none"
     way, size = pick(*(EACH if none else SUMMED)), pick(1, 3, 4, 100)
     return arguments, way, size, np.float32(r.standard_normal(rows) if none else 0.7)
@@ -488,6 +586,174 @@ def test_impossible_classes(way, which):
     assert all(np.all(np.isfinite(x)) for x in g.values())
 
 
+# Classes that a mask excludes
+
+
+EXCLUDED = {
+    "every fifth": np.arange(V) % 5 == 0,
+    "the first nine": np.arange(V) < 9,
+    "the last nine": np.arange(V) >= V - 9,
+}
+WAYS_AND_EXCLUDED = chosen(
+    product(SUMMED, EXCLUDED),
+    *zip(SUMMED, EXCLUDED, strict=True),
+    ("vocab", "the first nine"),
+    ("vocab", "the last nine"),
+)
+
+
+def excluding(which: str, options: dict[str, Any], layout: str = "dv") -> dict[str, Any]:
+    """Arguments with NaN and ∞ in the head and the bias of the excluded classes."""
+    out = EXCLUDED[which]
+    inside = np.flatnonzero(~out)[LABELS % np.sum(~out)].astype(np.int32)
+    kept_labels = np.where(np.arange(N) % 3 == 2, -100, inside).astype(np.int32)
+    own = dict(labels=kept_labels if "ignore_index" in options else inside, class_mask=~out)
+    a = arguments_of(options | own, layout=layout)
+    holes = np.where(np.arange(D)[:, None] == 2, np.inf, np.nan)
+    head = np.where(out, holes, HEAD)
+    a["head"] = jnp.asarray(head if layout == "dv" else head.T, jnp.float32)
+    if "bias" in a:
+        a["bias"] = jnp.asarray(np.where(out, np.nan, BIAS), jnp.float32)
+    return a
+
+
+@pytest.mark.parametrize("options", ["everything", pytest.param("plain", marks=pytest.mark.deep)])
+@pytest.mark.parametrize(("way", "which"), WAYS_AND_EXCLUDED)
+def test_excluded_classes(way, which, options):
+    """As a class mask of the dense loss, whatever the head holds there: its gradient is 0."""
+    a = excluding(which, OPTIONS[options], "vd" if which == "the last nine" else "dv")
+    check(a, way, 4)
+    if way != "tokens":
+        check(a | dict(reduction="none"), way, 4, cotangent("none"))
+
+
+@pytest.mark.parametrize("way", ["tokens", "vocab"])
+def test_excluded_and_spare_classes(on_a_gpu, way):
+    check(excluding("every fifth", OPTIONS["everything"]), way, 64)
+
+
+@pytest.mark.parametrize("way", SUMMED)
+def test_excluded_classes_are_as_if_there_were_none(way):
+    """Smoothing over three real classes; a bias of −inf in its place costs ∞."""
+    h, w = jnp.array([[1.0, 2.0]]), jnp.array([[0.1, 0.2, 0.3, 0.0], [0.0, 0.1, -0.1, 0.0]])
+    f = partial(linear, h, w, [1], label_smoothing=0.1, implementation=way, chunk_size=3)
+    assert f(bias=jnp.array([0.0, 0.0, 0.0, -jnp.inf])) == np.inf
+    for mask in ([True, True, True, False], jnp.array([True, True, True, False])):
+        assert_close(f(class_mask=mask), 0.9289182, rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", SUMMED)
+def test_a_label_on_an_excluded_class(way):
+    """NaN in that row's loss and ∂/∂hidden; the other rows are untouched."""
+    a = excluding("every fifth", OPTIONS["bias"])
+    del a["head_layout"]
+    bad = a | {"labels": np.where(np.arange(N) == 3, 5, a["labels"]).astype(np.int32)}
+    run = fn_cache(partial(linear, implementation=way, chunk_size=4))
+    (value, g), (_, clean) = (value_and_gradients(run, x) for x in (bad, a))
+    other = np.arange(N) != 3
+    assert np.isnan(value) and np.all(np.isnan(g["hidden"][3]))
+    np.testing.assert_array_equal(g["hidden"][other], clean["hidden"][other])
+    np.testing.assert_array_equal(g["head"][:, EXCLUDED["every fifth"]], 0)
+    if way != "tokens":
+        rows = linear(**bad, implementation=way, chunk_size=4, reduction="none")
+        np.testing.assert_array_equal(np.isnan(rows), ~other)
+
+
+@pytest.mark.parametrize("way", SUMMED)
+def test_no_class_is_kept(way):
+    """As rows without any class in the dense loss: 0, and gradient 0."""
+    a = arguments_of(OPTIONS["everything"] | dict(class_mask=np.zeros(V, bool)))
+    value, gradients = value_and_gradients(partial(linear, implementation=way, chunk_size=4), a)
+    assert value == 0
+    for name in ("hidden", "head", "bias", "class_weights", "row_weights"):
+        np.testing.assert_array_equal(gradients[name], 0, name)
+    del a["head_layout"]
+    assert linear(**a, implementation=way) == 0
+
+
+@pytest.mark.parametrize("way", SELDOM)
+def test_a_mask_for_each_call(way):
+    """vmap over masks."""
+    h, w = jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32)
+    labels, masks = jnp.full(N, 11), jnp.asarray(~np.stack(list(EXCLUDED.values())))
+    f = lambda h, mask: linear(h, w, labels, class_mask=mask, implementation=way, chunk_size=4)
+    mapped = jax.jit(jax.vmap(jax.grad(f), (None, 0)))(h, masks)
+    for ours, mask in zip(mapped, masks, strict=True):
+        np.testing.assert_allclose(ours, jax.grad(f)(h, mask), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", SUMMED)
+def test_distributions_at_fault(way):
+    """Mass on an excluded class, NaN: NaN in that row; in a dropped row 0, whatever it holds."""
+    a = {k: x for k, x in soft("everything").items() if k not in ("head_layout", "class_weights")}
+    clean, a["labels"] = a, a["labels"].at[0, 4].set(0.5).at[jnp.array([1, 2, 4]), 7].set(jnp.nan)
+    assert not KEPT[1] and a["row_weights"][4] == 0
+    run = fn_cache(partial(linear, implementation=way, chunk_size=4))
+    (value, g), (_, clean_g) = (value_and_gradients(run, x) for x in (a, clean))
+    bad = np.isin(np.arange(N), [0, 2])
+    assert np.isnan(value)
+    np.testing.assert_array_equal(np.isnan(g["hidden"]).all(-1), bad)
+    np.testing.assert_array_equal(g["hidden"][~bad], clean_g["hidden"][~bad])
+    np.testing.assert_array_equal(g["labels"][:, ~SOME][~bad], 0)
+    if way != "tokens":
+        rows = linear(**a, implementation=way, chunk_size=4, reduction="none")
+        np.testing.assert_array_equal(np.isnan(rows), bad)
+        np.testing.assert_array_equal(rows == 0, ~KEPT | (np.arange(N) == 4))
+
+
+@pytest.mark.parametrize(
+    ("targets", "way"),
+    chosen(
+        product(["labels", "distributions"], SUMMED),
+        ("distributions", "tokens"),
+        ("labels", "reference"),
+        ("distributions", "reference"),
+    ),
+)
+def test_a_fault_that_weighs_nothing(targets, way):
+    """An invalid target in a row of weight 0: 0 in loss and gradient."""
+    a = arguments_of(OPTIONS["rows kept"]) if targets == "labels" else soft("rows kept")
+    del a["head_layout"]
+    t = jnp.asarray(a["labels"])
+    bad = a | {"labels": t.at[4].set(V) if targets == "labels" else t.at[4, 2].set(jnp.nan)}
+    run = fn_cache(partial(linear, implementation=way, chunk_size=4))
+    (value, g), (clean_value, clean_g) = (value_and_gradients(run, x) for x in (bad, a))
+    np.testing.assert_array_equal(value, clean_value)
+    for name in ("hidden", "head"):
+        np.testing.assert_array_equal(g[name], clean_g[name], name)
+
+
+def test_rows_of_kept_classes():
+    """Log-probabilities, entropies and predictions are those of the classes that are left."""
+    out = EXCLUDED["every fifth"]
+    a = excluding("every fifth", OPTIONS["soft cap"])
+    kept = np.flatnonzero(~out)
+    labels = a.pop("labels")
+    few = arguments_of(OPTIONS["soft cap"]) | dict(head=a["head"][:, kept], bias=a["bias"][kept])
+    del few["labels"]
+    renumbered = np.searchsorted(kept, labels)
+    rows = jxent.linear_log_probs
+    both = lambda fn, y, a: jax.value_and_grad(
+        lambda h: sum(x.sum() for x in fn(**{**a, "hidden": h}, labels=y, chunk_size=4))
+    )(a["hidden"])
+    chex.assert_trees_all_close(both(rows, labels, a), both(rows, renumbered, few), rtol=1e-5)
+    ours, theirs = (jxent.linear_predictions(**x, chunk_size=4) for x in (a, few))
+    np.testing.assert_array_equal(ours.labels, kept[theirs.labels])
+    assert_close(ours.log_probs, f64(theirs.log_probs), rtol=1e-6)
+
+    bad = jnp.asarray(labels).at[2].set(5)
+    for number in jax.jit(lambda y: rows(**a, labels=y, chunk_size=4))(bad):
+        np.testing.assert_array_equal(np.isnan(number), np.arange(N) == 2)
+    a["class_mask"] = np.zeros(V, bool)
+    assert all(np.all(number == 0) for number in rows(**a, labels=labels))
+    none = jxent.linear_predictions(**a)
+    assert np.all(none.labels == -1) and np.all(np.isnan(none.log_probs))
+
+
+NEGATIVE = np.full((4, 5), 0.25, np.float32)
+NEGATIVE[1, 2] = -0.5
+
+
 def test_errors(unhooked):
     h, w, y = jnp.ones((4, 3)), jnp.ones((3, 5)), np.zeros(4, np.int32)
     wrong: list[tuple[Any, str, dict[str, Any]]] = [
@@ -502,7 +768,14 @@ def test_errors(unhooked):
         (TypeError, "must be integers", dict(labels=np.zeros(4))),
         (ValueError, r"labels`\[2\] = 5 is outside", dict(labels=np.array([0, 1, 5, 7]))),
         (ValueError, "4294967297 is outside", dict(labels=np.array([0, 1, 2, 2**32 + 1]))),
-        (ValueError, "give them a bias of -inf", dict(where=np.ones((4, 5), bool))),
+        (TypeError, r"must be integers, got float32\[4\]", dict(labels=jnp.zeros(4))),
+        (ValueError, "must be integer labels of shape", dict(labels=jnp.zeros((4, 4)))),
+        (ValueError, "cast one-hot targets to float", dict(labels=np.eye(5, dtype=int)[y])),
+        (ValueError, r"`labels`\[1, 2\] = -0.5 must not be negative", dict(labels=NEGATIVE)),
+        (ValueError, "`ignore_index` goes with", dict(labels=abs(NEGATIVE), ignore_index=0)),
+        (ValueError, "exclude classes, pass class_mask=", dict(where=np.ones((4, 5), bool))),
+        (TypeError, "`class_mask` must be boolean, got", dict(class_mask=np.ones(5))),
+        (ValueError, r"`class_mask` must have shape \[5\]", dict(class_mask=np.ones((4, 5), bool))),
         (ValueError, "`chunk_size` must be at least 1", dict(chunk_size=0)),
         (TypeError, "`chunk_size` must be a static", dict(chunk_size=2.0)),
         (ValueError, "`implementation` must be", dict(implementation="fast")),
@@ -763,6 +1036,29 @@ def test_temporary_memory_does_not_grow_with_rows():
             fn = partial(linear, head_layout=layout, implementation=way)
             held = jax.jit(fn).lower(h, w, y).compile().memory_analysis().temp_size_in_bytes
             assert held < 4 * 512 * 40001 / 2, (layout, way)
+
+
+@pytest.mark.parametrize("dtype", first(1, ["float32", "float16"]))
+@pytest.mark.parametrize(("way", "size"), [("tokens", 128), ("vocab", 256)])
+def test_no_array_beside_the_distributions(way, size, dtype):
+    """With every option; the gradient by them is an array of their size, where it is wanted."""
+    n, d, v = 8192, 32, 16384
+    shapes = (n, d), (d, v), (n, v), (v,), (n,)
+    dtypes = "float32", "float32", dtype, "float32", "float32"
+    arguments = [*map(jax.ShapeDtypeStruct, shapes, dtypes)]
+    options = EVERY_OPTION | dict(class_mask=np.arange(v) % 7 != 0, where=np.arange(n) % 7 != 0)
+    del options["ignore_index"]
+
+    def loss(h, w, t, c, rows):
+        more = dict(class_weights=c, row_weights=rows, implementation=way, chunk_size=size)
+        return linear(h, w, t, **options, **more)
+
+    def held(run):
+        return jax.jit(run).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    for run in (loss, jax.grad(loss, (0, 1, 3, 4))):
+        assert held(run) < 4 * n * v / 2
+    assert held(jax.grad(loss, 2)) >= n * v, "nothing was counted"
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])

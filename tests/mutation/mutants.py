@@ -81,7 +81,7 @@ MUTANTS = [
     ),
     Mutant(
         "_core/log_softmax.py",
-        "through_nll = dnll * jnp.sum(target, axis=-1)",
+        "through_nll = dnll * (jnp.sum(target, axis=-1) if mass is None else mass)",
         "through_nll = dnll",
         _LOSSES,
         "test_training_losses and distributions",
@@ -222,7 +222,7 @@ MUTANTS = [
     ),
     Mutant(
         "_core/weighting.py",
-        "jnp.where(jnp.any(weights < 0), jnp.nan, 0)",
+        "zero_or_nan(~jnp.any(weights < 0), weights.dtype)",
         "0",
         _HOSTILE,
         "negative_row_weights",
@@ -478,8 +478,8 @@ MUTANTS = [
     ),
     Mutant(
         "_linear/vocab.py",
-        "gaps = gaps + multiply_no_nan(share, rise)",
-        "pass",
+        "gap = sums.gap + multiply_no_nan(sums.total, rise)",
+        "gap = sums.gap",
         _LINEAR,
         "every_option",
     ),
@@ -500,6 +500,47 @@ MUTANTS = [
         "        by = denominator(weights, replace(reduction, normalizer=None))\n        before",
         _LINEAR,
         "normalizer",
+    ),
+    Mutant(
+        "_linear/implementations.py", "p = keep_classes(p, mask)", "pass", _LINEAR, "test_excluded"
+    ),
+    Mutant(
+        "_linear/vocab.py",
+        'targets = jnp.where(jnp.take(mask, targets, mode="clip"), targets, -1)',
+        "pass",
+        _LINEAR,
+        "label_on_an_excluded",
+    ),
+    Mutant(
+        "_linear/vocab.py", "total=share, mass=mass", "total=share", _LINEAR, "with_distributions"
+    ),
+    Mutant(
+        "_linear/vocab.py",
+        "dt_i = jnp.where(block.mask[None, :], dt_i, 0)",
+        "pass",
+        _LINEAR,
+        "option_with_distributions",
+    ),
+    Mutant(
+        "_linear/vocab.py",
+        "jnp.where(block.outside, -1, label)",
+        "label",
+        _LINEAR,
+        "distributions_at_fault",
+    ),
+    Mutant(
+        "_linear/api.py",
+        "class_weight if implementation.tiles is None else class_weight_of_rows",
+        "class_weight",
+        _LINEAR,
+        "beside_the_distributions",
+    ),
+    Mutant(
+        "_linear/reference.py",
+        "kept = kept | (coefficient != 0)",
+        "kept = jnp.ones_like(kept)",
+        _LINEAR,
+        "fault_that_weighs_nothing",
     ),
     # One logit a loss; divergences.
     Mutant(

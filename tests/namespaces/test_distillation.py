@@ -501,7 +501,8 @@ ERRORS = [
     ),
     ((H, HEAD_DV, H, HEAD_DV), dict(teacher_bias=Z), ValueError, r"`teacher_bias` must have"),
     ((H, HEAD_DV, H, HEAD_DV), dict(chunk_size=0), ValueError, r"`chunk_size` must be at least"),
-    ((H, HEAD_DV, H, HEAD_DV), dict(where=Z == 0), ValueError, r"`where` must have the rows'"),
+    ((H, HEAD_DV, H, HEAD_DV), dict(where=Z == 0), ValueError, r"`where` must .*class_mask="),
+    ((H, HEAD_DV, H, HEAD_DV), dict(class_mask=Z == 0), ValueError, r"`class_mask` must have"),
 ]
 
 
@@ -569,6 +570,24 @@ def test_every_chunk_size(size):
 def test_half_precision_projections(dtype, rounded):
     arguments = linear_arguments(OPTIONS["everything"], dtype, ("dv", "dv"))
     check(LINEAR, oracle.linear_distillation_loss, arguments, cotangent("mean"), rounded)
+
+
+@pytest.mark.parametrize("reduction", chosen(["mean", "none"], "mean"))
+def test_excluded_classes(reduction):
+    """Excluded for student and teacher alike, whatever their heads hold there."""
+    out, label = np.arange(V) % 5 == 0, IGNORED % 5 == 0
+    options = OPTIONS["everything"] | dict(hard_labels=np.where(label, IGNORED + 1, IGNORED))
+    options["hard_labels"] = np.where(IGNORED < 0, IGNORED, options["hard_labels"])
+    arguments = linear_arguments(options, "float32", ("dv", "vd"))
+    arguments |= dict(class_mask=~out, reduction=reduction)
+    arguments["student_head"] = arguments["student_head"].at[:, out].set(jnp.nan)
+    arguments["teacher_head"] = arguments["teacher_head"].at[out].set(jnp.inf)
+    arguments["teacher_bias"] = arguments["teacher_bias"].at[out].set(jnp.inf)
+    check(LINEAR, oracle.linear_distillation_loss, arguments, cotangent(reduction))
+    arguments["class_mask"] = np.zeros(V, bool)
+    value, gradients = value_and_gradients(LINEAR, arguments, cotangent(reduction))
+    assert np.all(value == 0)
+    assert all(np.all(g == 0) for g in gradients.values())
 
 
 def test_a_mean_s_normalizer_and_micro_batches():

@@ -305,6 +305,26 @@ TRAINING_LOSSES |= {
     if (way, reduction) != ("tokens", "none")
 }
 
+CLASS_MASK = np.array([True, True, True, False, True])
+TRAINING_LOSSES |= {
+    f"{way}, {name}, {reduction}": Case(
+        fn, dict(hidden=HIDDEN, head=HEAD, bias=BIAS, reduction=reduction, row_weights=W, **options)
+    )
+    for way, fn in LINEAR.items()
+    for reduction in ("mean", "none")
+    if (way, reduction) != ("tokens", "none")
+    for name, options in {
+        "classes kept": dict(labels=LABELS, class_mask=CLASS_MASK, **_everything),
+        "distributions": dict(labels=SOFT),
+        "distributions, classes kept": dict(
+            labels=np.where(CLASS_MASK, SOFT, 0),
+            class_mask=CLASS_MASK,
+            where=ROWS_KEPT,
+            **_everything,
+        ),
+    }.items()
+}
+
 TRAINING_LOSSES |= {
     f"linear distillation, {reduction}": Case(
         _linear_distillation,
@@ -371,5 +391,7 @@ OFTEN = (
     "distributions, everything, none",
     "tokens, mean",
     "vocab, none",
+    "tokens, distributions, classes kept, mean",
+    "vocab, distributions, classes kept, none",
     "distillation, forward",
 )

@@ -80,7 +80,11 @@ def plain_rows(dtype: str) -> Rows:
 
 def hidden_rows(dtype: str) -> Rows:
     """Hidden states in front of a head of 1s: 0·∞ makes any infinity a fault of the row."""
-    rows = {k: row for k, row in label_rows(dtype).items() if k != "only the target is possible"}
+    return _of_finite_states(label_rows(dtype))
+
+
+def _of_finite_states(rows: Rows) -> Rows:
+    del rows["only the target is possible"]
     return {k: Row(r.x, r.t, r.fault or not np.all(np.isfinite(r.x))) for k, r in rows.items()}
 
 
@@ -96,6 +100,11 @@ def soft_rows(dtype: str) -> Rows:
         "not summing to 1": Row([0, 1, 2, 3, 0, 1], 7 * SOFT),
         "NaN target": Row([0, 1, 2, 3, 0, 1], SOFT + np.float32(NAN), True),
     }
+
+
+def hidden_soft_rows(dtype: str) -> Rows:
+    """Hidden states in front of a head of 1s, with distributions."""
+    return _of_finite_states(soft_rows(dtype))
 
 
 def binary_rows(dtype: str) -> Rows:
@@ -347,6 +356,10 @@ LOSSES: dict[str, Loss] = {
     "linear_cross_entropy, tokens": Loss(_tokens, hidden_rows, _ce, summed=True),
     "linear_cross_entropy, vocab": Loss(_linear, hidden_rows, _ce),
     "linear_cross_entropy, reference": Loss(_reference, hidden_rows, _ce),
+    "linear_cross_entropy, tokens, distributions": Loss(
+        _tokens, hidden_soft_rows, _ce, summed=True
+    ),
+    "linear_cross_entropy, vocab, distributions": Loss(_linear, hidden_soft_rows, _ce),
     "information.softmax_entropy": Loss(
         lambda z, t: jxent.information.softmax_entropy(z), plain_rows, entropy
     ),

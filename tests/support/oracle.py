@@ -835,18 +835,23 @@ def linear_cross_entropy(
     labels: Any,
     *,
     bias: Any = None,
+    class_mask: Any = None,
     head_layout: str = "dv",
     where: Any = None,
     ignore_index: int | None = None,
     **options: Any,
 ) -> Loss:
-    """Cross-entropy of z = h·W + b: dh = dz·Wᵀ, dW = hᵀ·dz, db = Σ dz.  0·∞ = 0 in the products."""
-    h, y = _f64(hidden), np.asarray(labels)
+    """Cross-entropy of z = h·W + b: dh = dz·Wᵀ, dW = hᵀ·dz, db = Σ dz.  0·∞ = 0 in the products.
+
+    Classes that `class_mask` excludes are excluded in every row; whatever W and b hold there.
+    """
+    h = _f64(hidden)
     W = _f64(head) if head_layout == "dv" else _f64(head).T
-    b = np.zeros(W.shape[1]) if bias is None else _f64(bias)
-    kept = np.ones(y.shape, bool) if where is None else np.asarray(where, bool)
+    W, b, where = _in_kept_classes(W, bias, class_mask, where, h.shape[:-1])
+    kept = np.ones(h.shape[:-1], bool) if where is None else where
+    kept = kept if kept.ndim < h.ndim else kept.any(-1)
     if ignore_index is not None:
-        kept = kept & (y != ignore_index)
+        kept = kept & (np.asarray(labels) != ignore_index)
     h = np.where(kept[..., None], h, 0.0)
     with np.errstate(invalid="ignore"):
         z = h @ W + b
@@ -861,14 +866,25 @@ def linear_cross_entropy(
             "bias": dz.sum(rows),
         }
 
-    same = ("class_weights", "row_weights", "normalizer")
+    own = lambda by: {"labels" if k == "targets" else k: x for k, x in by.items() if k != "logits"}
     return Loss(
         out.value,
-        back(out.gradient["logits"], h, W) | {name: out.gradient[name] for name in same},
-        {"value": out.scale["value"]}
-        | back(out.scale["logits"], np.abs(h), np.abs(W))
-        | {name: out.scale[name] for name in same},
+        own(out.gradient) | back(out.gradient["logits"], h, W),
+        own(out.scale) | back(out.scale["logits"], np.abs(h), np.abs(W)),
     )
+
+
+def _in_kept_classes(
+    W: Array, bias: Any, class_mask: Any, where: Any, rows: tuple[int, ...]
+) -> tuple[Array, Array, Any]:
+    """Head and bias, 0 in excluded classes, and which rows, or classes of which rows, count."""
+    b = np.zeros(W.shape[1]) if bias is None else _f64(bias)
+    where = None if where is None else np.asarray(where, bool)
+    if class_mask is None:
+        return W, b, where
+    mask = np.asarray(class_mask, bool)
+    kept = np.ones(rows, bool) if where is None else where
+    return np.where(mask, W, 0.0), np.where(mask, b, 0.0), kept[..., None] & mask
 
 
 def _log_mixture(share: float, log_p: Array, log_q: Array) -> Array:
@@ -981,6 +997,7 @@ def linear_distillation_loss(
     *,
     student_bias: Any = None,
     teacher_bias: Any = None,
+    class_mask: Any = None,
     head_layout: str = "dv",
     teacher_head_layout: str | None = None,
     where: Any = None,
@@ -995,11 +1012,12 @@ def linear_distillation_loss(
     )
     for (h, W, b), layout in zip(given, layouts, strict=True):
         h, W = _f64(h), _f64(W) if layout == "dv" else _f64(W).T
+        W, b, counts = _in_kept_classes(W, b, class_mask, where, h.shape[:-1])
         if where is not None:
             h = np.where(np.asarray(where)[..., None], h, 0.0)
-        logits.append(h @ W + (0.0 if b is None else _f64(b)))
+        logits.append(h @ W + b)
         sides.append((h, W, layout))
-    out = distillation_loss(*logits, where=where, **options)
+    out = distillation_loss(*logits, where=counts, **options)
     gradient, scale = dict(out.gradient), dict(out.scale)
     for name, (h, W, layout) in zip(names, sides, strict=True):
         for by_name, size in ((gradient, lambda x: x), (scale, np.abs)):
