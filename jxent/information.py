@@ -592,6 +592,6 @@ def _mean_gap_jvp(primals, tangents):
 
 def _p_and_gap(z: Logits) -> tuple[Logits, Logits]:
     """Compute p and m − z, which is nll minus log1p(S), the part that all classes share."""
-    stats = log_softmax.statistics(z, z.dtype)
+    stats = log_softmax.statistics(z, z.dtype, probabilities_follow=True)
     p = log_softmax.softmax_probabilities(z, stats, log_softmax.logsumexp(stats))
     return p, log_softmax.clipped_neg_log_softmax(z, stats.m, jnp.zeros_like(stats.m))

@@ -31,9 +31,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float
 
-from jxent._core.safe_math import multiply_no_nan
+from jxent._core.safe_math import multiply_no_nan, nan_unless
 from jxent._typing import Distribution, Logits, PerRow
 
 
@@ -53,15 +54,6 @@ def pin_half_precision(u: Logits) -> Logits:
     return lax.optimization_barrier(u) if jnp.finfo(u.dtype).bits < 32 else u
 
 
-# Below this Σ exp(z − m) the 1 of the maximum itself has swallowed digits of the rest.
-_CONFIDENT = 2.0
-
-# Below this S, terms that exp flushes to 0 (from d = −87) would have contributed to it.
-_FAINT = 1e-25
-_EXP_SCALE = 2.0**64
-_SHIFT = 44.0
-
-
 def _row_sum(x: Float[Array, "*n V"]) -> PerRow:
     """Sum each row: Σ_v x_v.
 
@@ -74,18 +66,6 @@ def _row_sum(x: Float[Array, "*n V"]) -> PerRow:
     while x.size > block:
         x = jnp.sum(jnp.pad(x, (0, -x.size % block)).reshape(-1, block), axis=-1)
     return jnp.sum(x).reshape(rows)
-
-
-def _scaled_exp(d: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
-    """Compute 2⁶⁴ exp(d) for d ≤ 0, in which terms of 1e-38 still count.
-
-    Terms beyond −44 take 44 out of the exponent, which is exact.  The step is made of sign and max
-    and not of a select, so that XLA:CPU fuses it into a row sum.
-    """
-    far = jnp.maximum(jnp.sign(-_SHIFT - d), 0)
-    return jnp.exp(d + _SHIFT * far) * (
-        far * (_EXP_SCALE * math.exp(-_SHIFT)) + (1 - far) * _EXP_SCALE
-    )
 
 
 def force_rounding(z: Float[Array, "..."], m: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -117,47 +97,166 @@ def with_gradient_of(x: PerRow, other: PerRow) -> PerRow:
     return x + (other - lax.stop_gradient(other))
 
 
-def statistics(z: Logits, dtype: jnp.dtype) -> Statistics:
+def _scaled_exp(d: Float[Array, "..."], root: float) -> Float[Array, "..."]:
+    """Compute root² exp(d) for d ≤ 0 as (root·exp(d/2))², in which terms of 1e-38 still count.
+
+    exp itself is flushed to 0 from d = −87, and 131072 terms of 1e-38 are more than the smallest
+    loss that is promised.  Sums of squares are as fast as plain sums on XLA:CPU.
+    """
+    x = root * jnp.exp(0.5 * d)
+    return x * x
+
+
+# Roots of the scale.  XLA:CPU is slower where two sums share a constant, so there are two.
+_ROOT, _OTHER_ROOT = 2.0**32, 2.0**31
+
+
+def _block_size(classes: int) -> int | None:
+    """Choose the classes of a block: the divisor of `classes` nearest to 3√classes, if any will do.
+
+    Measured: a block costs some time by itself, and the one with the maximum is summed twice.
+    """
+    best, smallest = 3 * math.sqrt(classes), 32
+    sizes = [n for n in range(smallest, classes // 4 + 1) if classes % n == 0]
+    return min(sizes, key=lambda n: abs(math.log(n / best)), default=None)
+
+
+# Below this Σ exp(z − m) the 1 of the maximum itself has swallowed digits of the rest.
+_CONFIDENT = 2.0
+
+# Below this S, terms that exp flushes to 0 would have contributed to it.
+_FAINT = 1e-25
+
+
+def _sum_by_signs(z: Logits, m: PerRow) -> PerRow:
+    """Compute S by plain row sums, since a mask inside one costs XLA:CPU five times as much.
+
+    Σ exp(d) = #ties + Σ_{d < 0} exp(d), and −sign(d) is the mask of the rest, which is summed only
+    if some row needs it.
+    """
+
+    def d() -> Logits:
+        return minus_max(z, m[..., None])
+
+    total = _row_sum(jnp.exp(d()))
+
+    def exact() -> PerRow:
+        rest = _row_sum(-jnp.sign(d()) * jnp.exp(d()))
+        return jnp.where(total < _CONFIDENT, rest + (jnp.round(total - rest) - 1), total - 1)
+
+    return lax.cond(jnp.any(total < _CONFIDENT), exact, lambda: total - 1)
+
+
+def _sum_faint_rows_again(z: Logits, m: PerRow, S: PerRow) -> PerRow:
+    """Replace S where it is so small that terms flushed to 0 count; there are no ties there."""
+    faint = S < _FAINT
+
+    def again() -> PerRow:
+        d = minus_max(z, m[..., None])
+        return jnp.where(faint, _row_sum(-jnp.sign(d) * _scaled_exp(d, _ROOT)) / _ROOT**2, S)
+
+    return lax.cond(jnp.any(faint), again, lambda: S)
+
+
+def _sum_by_blocks(z: Logits, m: PerRow, *, probabilities_follow: bool) -> PerRow:
+    """Compute S by plain sums of blocks of classes, and one block again without the maximum.
+
+    With s_b = Σ exp(z_v − m) over block b and a block a that holds the maximum,
+
+        S = Σ_{b ≠ a} s_b + Σ_{v in a: z_v < m} exp(z_v − m) + (#ties in a − 1)
+
+    where nothing is added to a 1 that would swallow it.  One exponential a logit, and some more for
+    a.  The block of the largest sum is taken: if it does not hold the maximum, two blocks have sums
+    of 1 or more, S is at least 1, and counting the 1 of another block as a tie is right.
+
+    If the probabilities follow, their exponentials are stored, and summed from there.  They are not
+    scaled, since XLA:CPU would store the scaled ones as well.
+    """
+    size = _block_size(z.shape[-1])
+    if size is None:
+        return _sum_faint_rows_again(z, m, _sum_by_signs(z, m))
+    blocks = z.reshape(*z.shape[:-1], -1, size)
+    scale = _ROOT**2
+    if probabilities_follow:
+        sums, scale = jnp.sum(jnp.exp(minus_max(z, m[..., None])).reshape(blocks.shape), -1), 1.0
+    else:
+        sums = jnp.sum(_scaled_exp(minus_max(blocks, m[..., None, None]), _ROOT), axis=-1)
+    last = sums.ndim - 1
+    chosen = lax.expand_dims(lax.argmax(sums, last, jnp.int32), [last])
+    is_chosen = lax.broadcasted_iota(jnp.int32, sums.shape, last) == chosen
+    others = jnp.sum(jnp.where(is_chosen, 0, sums), axis=-1)
+    block = jnp.take_along_axis(blocks, chosen[..., None], axis=-2)[..., 0, :]
+    top = m[..., None]
+    # Stored, since a select inside the sum would cost more than it.
+    d = lax.optimization_barrier(jnp.where(block < top, minus_max(block, top), -jnp.inf))
+    rest = jnp.sum(_scaled_exp(d, _OTHER_ROOT), axis=-1) / _OTHER_ROOT**2
+    # Not before here: XLA:CPU is slow where it divides the sums of blocks.
+    S = others / scale + rest + (jnp.round(jnp.max(sums, axis=-1) / scale - rest) - 1)
+    return _sum_faint_rows_again(z, m, S) if probabilities_follow else S
+
+
+def _sum_by_mask(z: Logits, m: PerRow) -> PerRow:
+    """Compute S as it is defined: one masked sum, and the ties."""
+    d = minus_max(z, m[..., None])
+    rest = jnp.sum(jnp.where(d < 0, _scaled_exp(d, _ROOT), 0), axis=-1) / _ROOT**2
+    return rest + (jnp.sum((d == 0).astype(d.dtype), axis=-1) - 1)
+
+
+def _sum_of_rows(probabilities_follow: bool) -> Callable[[Logits, PerRow], PerRow]:
+    """Make the function that computes S; for `vmap` a batch is more rows.
+
+    Without that rule a batch of single rows would be summed as single rows are, and both branches
+    of a cond would run, since vmap makes a select of it.
+    """
+
+    @custom_vmap
+    def sum_of_rows(z: Logits, m: PerRow) -> PerRow:
+        by_blocks = partial(_sum_by_blocks, probabilities_follow=probabilities_follow)
+        return lax.platform_dependent(z, m, cpu=by_blocks, default=_sum_by_mask)
+
+    @sum_of_rows.def_vmap
+    def with_more_rows(size: int, batched: list[bool], z: Logits, m: PerRow) -> tuple[PerRow, bool]:
+        z, m = (
+            x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+            for x, is_batched in zip((z, m), batched, strict=True)
+        )
+        return sum_of_rows(z, m), True
+
+    return sum_of_rows
+
+
+_SUM_OF_ROWS = {follow: _sum_of_rows(follow) for follow in (False, True)}
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _sum_without_max(probabilities_follow: bool, z: Logits, m: PerRow) -> PerRow:
+    """Compute S = Σ exp(z − m) − 1 without cancellation; NaN where m is not finite."""
+    return nan_unless(jnp.isfinite(m), _SUM_OF_ROWS[probabilities_follow](z, m))
+
+
+@_sum_without_max.defjvp
+def _sum_without_max_jvp(
+    probabilities_follow: bool, primals: tuple[Logits, PerRow], tangents: tuple[Logits, PerRow]
+) -> tuple[PerRow, PerRow]:
+    # S has the derivatives of Σ_v exp(z_v − m) at a constant m, which are right at ties too, where
+    # a mask "z < m" would be wrong.
+    z, m = primals
+    e = jnp.exp(minus_max(z, m[..., None]))
+    return _sum_without_max(probabilities_follow, z, m), _row_sum(e * tangents[0])
+
+
+def statistics(z: Logits, dtype: jnp.dtype, *, probabilities_follow: bool = False) -> Statistics:
     """Compute (m, S) of each row, in `dtype`; S is NaN for NaN, +inf, or a row of −inf.
 
     The maximum is taken in z's own dtype: it is exact there, and half-precision logits then need
     one wide temporary less.  It is a constant to every derivative, since lse does not depend on
-    the number subtracted in the exponents; S has the derivatives of Σ_v exp(z_v − m), which are
-    right at ties too, where a mask "z < m" would be wrong.
+    the number subtracted in the exponents.
+
+    `probabilities_follow` says that `softmax_probabilities` of the same logits come in the same
+    program: their exponentials are shared then.
     """
     m = lax.stop_gradient(jnp.max(z, axis=-1)).astype(dtype)
-
-    def d() -> Float[Array, "*n V"]:
-        return minus_max(z.astype(dtype), m[..., None])
-
-    def masked(exp: Callable[[Logits], Logits], scale: float) -> PerRow:
-        rest = jnp.sum(jnp.where(d() < 0, exp(d()), 0), axis=-1) / scale
-        ties = jnp.sum((d() == 0).astype(dtype), axis=-1)
-        return rest + (ties - 1)
-
-    def fused() -> PerRow:
-        # XLA:CPU fuses a plain row sum; a mask inside it costs five times as much.  So the rest
-        # is summed by signs, only when some row needs it, and the ties are what is missing.
-        total = _row_sum(jnp.exp(d()))
-
-        def exact() -> PerRow:
-            rest = _row_sum(-jnp.sign(d()) * jnp.exp(d()))
-            ties = jnp.round(total - rest)
-            return jnp.where(total < _CONFIDENT, rest + (ties - 1), total - 1)
-
-        S = lax.cond(jnp.any(total < _CONFIDENT), exact, lambda: total - 1)
-
-        def scaled() -> PerRow:
-            rest = _row_sum(-jnp.sign(d()) * _scaled_exp(d())) / _EXP_SCALE
-            return jnp.where(S < _FAINT, rest, S)
-
-        return lax.cond(jnp.any(S < _FAINT), scaled, lambda: S)
-
-    # A GPU's exp reaches below 1e-38 by itself, and shares its exponentials with the sum below.
-    plain, scaled = partial(masked, jnp.exp, 1.0), partial(masked, _scaled_exp, _EXP_SCALE)
-    S = lax.stop_gradient(lax.platform_dependent(cpu=fused, cuda=plain, default=scaled))
-    S = jnp.where(jnp.isfinite(m), S, jnp.nan)
-    return Statistics(m, with_gradient_of(S, _row_sum(jnp.exp(d()))))
+    return Statistics(m, _sum_without_max(probabilities_follow, z.astype(dtype), m))
 
 
 def merge(a: Statistics, b: Statistics) -> Statistics:
@@ -207,7 +306,7 @@ def weighted_nll(w: Float[Array, "*#n V"], z: Logits, stats: Statistics) -> PerR
 def softmax_probabilities(z: Logits, stats: Statistics, lse: PerRow) -> Float[Array, "*n V"]:
     """Compute p_v = exp(z_v − m)/(1 + S).
 
-    exp(z_v − m) is the very expression of the forward pass, so that XLA shares it within one jit.
+    exp(z_v − m) is the very expression of `statistics`, so that XLA shares it within one jit.
     m and S are constants here, and the factor exp(lse − lse), which is 1, brings the derivatives
     of exp(z_v − lse): ṗ = p ⊙ (ż − Σ p ż), to any order.
     """

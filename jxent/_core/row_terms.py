@@ -47,12 +47,13 @@ _SAVED = "jxent_row"
 
 
 class TermOptions(NamedTuple):
-    """The soft cap, the terms to compute beside nll, and the factor ζ of lse²; static."""
+    """The soft cap, the terms beside nll, the factor ζ of lse², whether p comes next; static."""
 
     softcap: float | None = None
     lse: bool = False
     smooth_loss: bool = False
     z_loss: float = 0.0
+    probabilities_follow: bool = False
 
 
 class RowTermsAndStatistics(NamedTuple):
@@ -148,7 +149,7 @@ def row_terms_and_statistics(
 ) -> RowTermsAndStatistics:
     """Compute each row's terms and statistics; 0 in dropped rows, NaN in invalid ones."""
     z, dtype = apply_mask_and_softcap(options, mask, u), loss_dtype(u.dtype)
-    stats = log_softmax.statistics(z, dtype)
+    stats = log_softmax.statistics(z, dtype, probabilities_follow=options.probabilities_follow)
     invalid = invalid_rows(targets, mask)
     if invalid is not None:
         invalid = invalid if kept is None else invalid & kept
@@ -218,6 +219,7 @@ def _derivative_parts(
 def _row_terms_jvp(options, primals, tangents):
     u, targets, c, mask, kept = primals
     u_dot, t_dot, c_dot, *_ = tangents
+    options = options._replace(probabilities_follow=True)
     # The function with the rule again, so that derivatives of these terms are right in turn.
     row = jax.tree.map(
         lambda x: checkpoint_name(x, _SAVED), row_terms_and_statistics(options, *primals)
@@ -304,10 +306,11 @@ def training_row_terms(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _training_row_terms(options, u, targets, c, mask, kept):
-    return _training_fwd(options, u, targets, c, mask, kept)[0]
+    return _requested(options, row_terms_and_statistics(options, u, targets, c, mask, kept))
 
 
 def _training_fwd(options, u, targets, c, mask, kept):
+    options = options._replace(probabilities_follow=True)
     row = row_terms_and_statistics(options, u, targets, c, mask, kept)
     return _requested(options, row), (u, targets, c, mask, kept, row)
 
@@ -353,9 +356,8 @@ def neg_log_softmax(
 
 
 def _statistics_of_rows(u: Logits, mask: ClassMask | None, invalid: RowMask | None) -> Statistics:
-    m, S = log_softmax.statistics(
-        apply_mask_and_softcap(TermOptions(), mask, u), loss_dtype(u.dtype)
-    )
+    z = apply_mask_and_softcap(TermOptions(), mask, u)
+    m, S = log_softmax.statistics(z, loss_dtype(u.dtype), probabilities_follow=True)
     return Statistics(m, S if invalid is None else nan_unless(~invalid, S))
 
 

@@ -309,7 +309,7 @@ def measure_rows(
     loss = cross_entropy(z, y, where=w != 0, reduction="none")
     invalid = jnp.any(jnp.isnan(loss) | jnp.isnan(w))
     y = jnp.maximum(narrow(y, z.shape[-1]), 0)
-    stats = log_softmax.statistics(z, loss.dtype)
+    stats = log_softmax.statistics(z, loss.dtype, probabilities_follow=True)
     p = log_softmax.softmax_probabilities(z.astype(loss.dtype), stats, log_softmax.logsumexp(stats))
     z_y, classes = at_label(z, y)[:, None], lax.broadcasted_iota(jnp.int32, z.shape, 1)
     before = (z > z_y) | ((z == z_y) & (classes < y[:, None]))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import as_users
 from jax import lax
 
 from jxent._core import log_softmax
@@ -42,29 +43,53 @@ def leading(rows: int, classes: int, by: float) -> np.ndarray:
     return z
 
 
-CASES = {
-    "ordinary": leading(64, 100, 0.5),
-    "sure": leading(64, 100, 9),
-    "confident": leading(64, 100, 30),
-    "faint": leading(64, 100, 77),
-    "ties": np.round(leading(64, 100, 0) / 2),
-    "all equal": np.zeros((3, 7), np.float32),
+def cases(V: int) -> dict[str, np.ndarray]:
+    return {
+        "ordinary": leading(64, V, 0.5),
+        "sure": leading(64, V, 9),
+        "confident": leading(64, V, 30),
+        "faint": leading(64, V, 77),
+        "ties": np.round(leading(64, V, 0) / 2),
+        "all equal": np.zeros((3, V), np.float32),
+        "impossible classes": np.where(np.arange(V) < V // 2, -np.inf, leading(64, V, 30)),
+        # Its second largest is 1e-38 of the largest, where exp is flushed to 0, and told in 1e-34.
+        "flushed": np.tile(np.float32([87.35, 11.0] + (V - 2) * [0.0]), (64, 1)),
+    }
+
+
+# 101 classes make no blocks, 1000 make ten.  Of the sums of blocks the largest is not the one that
+# holds the maximum where hundreds of classes are close to it.
+CASES = {f"{name}, {V}": z for V in (101, 1000) for name, z in cases(V).items()} | {
     "one class": np.ones((3, 1), np.float32),
     "lone, thousands equal": np.r_[np.float32(10), np.zeros(8191, np.float32)][None],
-    "impossible classes": np.where(np.arange(100) < 50, -np.inf, leading(64, 100, 30)),
-    # Its second largest is 1e-38 of the largest, where exp is flushed to 0, and told in 1e-34.
-    "flushed": np.tile(np.float32([87.35, 11.0] + 98 * [0.0]), (64, 1)),
+    "crowded": np.tile(np.float32([1] + 949 * [-50] + 50 * [0.9]), (2, 1)),
 }
 
 
+@pytest.mark.parametrize("follow", [False, True], ids=["alone", "probabilities follow"])
 @pytest.mark.parametrize("name", CASES)
-def test_statistics(path, name):
+def test_statistics(path, name, follow):
     z = CASES[name].astype(np.float32)
-    m, S = jax.jit(lambda z: log_softmax.statistics(z, F32))(z)
+    run = jax.jit(lambda z: log_softmax.statistics(z, F32, probabilities_follow=follow))
+    m, S = run(z)
     true_m, true_S = exact(z)
     np.testing.assert_array_equal(m, true_m)
     allowed = ULP + (gap(z) if z.shape[-1] > 1 else 0)
     assert np.all(np.abs(S - true_S) <= allowed * np.spacing(true_S.astype(np.float32)))
+
+
+@pytest.mark.parametrize("V", [101, 1000])
+def test_a_batch_is_more_rows(V):
+    """`vmap` computes what the batched call does, bit by bit, and stores no logits."""
+    batched = lambda z: log_softmax.statistics(z, F32)
+    z = leading(64, V, 5)
+    vmapped = jax.jit(jax.vmap(batched)).lower(z).compile()
+    for ours, theirs in zip(vmapped(z), jax.jit(batched)(z), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    text = jax.jit(jax.vmap(batched)).lower(z).as_text()
+    assert "while" not in text
+    stored = as_users(jax.vmap(batched)).lower(z).compile().memory_analysis().temp_size_in_bytes
+    assert stored <= z.nbytes / 2
 
 
 @pytest.mark.parametrize("fault", [np.nan, np.inf])

@@ -31,6 +31,7 @@ _TRANSFORMS, _LINEAR, _MEMORY = (
     "linear/test_linear.py",
     "contracts/test_memory.py",
 )
+_STATISTICS = "core/test_log_softmax.py"
 _DISTILLATION, _REGRESSION = "namespaces/test_distillation.py", "namespaces/test_regression.py"
 _ONE_OF_EACH = "test_training_losses and labels"
 
@@ -38,12 +39,46 @@ MUTANTS = [
     # One row's mathematics.
     Mutant(
         "_core/log_softmax.py",
-        "S = lax.cond(jnp.any(total < _CONFIDENT), exact, lambda: total - 1)",
-        "S = total - 1",
-        _ULP,
-        "ulp_bounds and confident",
+        "return lax.cond(jnp.any(total < _CONFIDENT), exact, lambda: total - 1)",
+        "return total - 1",
+        _STATISTICS,
+        "test_statistics and confident",
     ),
-    Mutant("_core/log_softmax.py", "jnp.where(S < _FAINT, rest, S)", "S", _ULP, "faint"),
+    Mutant(
+        "_core/log_softmax.py",
+        "return lax.cond(jnp.any(faint), again, lambda: S)",
+        "return S",
+        _STATISTICS,
+        "test_statistics and flushed",
+    ),
+    Mutant(
+        "_core/log_softmax.py",
+        "x = root * jnp.exp(0.5 * d)",
+        "x = jnp.sqrt(root * root * jnp.exp(d))",
+        _STATISTICS,
+        "test_statistics and flushed",
+    ),
+    Mutant(
+        "_core/log_softmax.py",
+        "S = others / scale + rest + (jnp.round(jnp.max(sums, axis=-1) / scale - rest) - 1)",
+        "S = jnp.sum(sums, axis=-1) / scale - 1",
+        _STATISTICS,
+        "test_statistics and confident",
+    ),
+    Mutant(
+        "_core/log_softmax.py",
+        "S = others / scale + rest + (jnp.round(jnp.max(sums, axis=-1) / scale - rest) - 1)",
+        "S = others / scale + rest",
+        _STATISTICS,
+        "test_statistics and ties",
+    ),
+    Mutant(
+        "_core/log_softmax.py",
+        "return sum_of_rows(z, m), True",
+        "return lax.map(lambda row: sum_of_rows(*row), (z, m)), True",
+        _STATISTICS,
+        "batch_is_more_rows",
+    ),
     Mutant(
         "_core/log_softmax.py",
         "return jnp.minimum(z, 2 * jnp.abs(m) + 1)",
