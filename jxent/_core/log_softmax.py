@@ -57,10 +57,10 @@ def pin_half_precision(u: Logits) -> Logits:
 def _row_sum(x: Float[Array, "*n V"]) -> PerRow:
     """Sum each row: Σ_v x_v.
 
-    A lone row is summed in blocks of blocks, since XLA:CPU would add its entries one by one.
+    A lone long row is summed in blocks of blocks, since XLA:CPU would add its entries one by one.
     """
     rows, block = x.shape[:-1], 32
-    if x.size != x.shape[-1]:
+    if x.size != x.shape[-1] or x.size < 4096:
         return jnp.sum(x, axis=-1)
     x = x.ravel()
     while x.size > block:
@@ -128,25 +128,41 @@ _CONFIDENT = 2.0
 _FAINT = 1e-25
 
 
-def _sum_by_signs(z: Logits, m: PerRow) -> PerRow:
-    """Compute S by plain row sums, since a mask inside one costs XLA:CPU five times as much.
+def _more_rows_for_vmap(f: Callable[..., PerRow]) -> Callable[..., PerRow]:
+    """Make f of rows take a batch as more rows, for arrays that are not differentiated.
 
-    Σ exp(d) = #ties + Σ_{d < 0} exp(d), and −sign(d) is the mask of the rest, which is summed only
-    if some row needs it.
+    `vmap` makes a select of a cond, and both branches would run.
+    """
+    of_rows = custom_vmap(f)
+
+    @of_rows.def_vmap
+    def rule(size: int, batched: list[bool], *arrays: Array) -> tuple[PerRow, bool]:
+        full = (
+            x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+            for x, is_batched in zip(arrays, batched, strict=True)
+        )
+        return of_rows(*full), True
+
+    return lambda *arrays: of_rows(*lax.stop_gradient(arrays))
+
+
+@_more_rows_for_vmap
+def _sum_confident_rows_again(z: Logits, m: PerRow, total: PerRow) -> PerRow:
+    """Compute S of Σ exp(d), and without the maximum where it has swallowed digits.
+
+    Σ exp(d) = #ties + Σ_{d < 0} exp(d), and −sign(d) is the mask of the rest: a mask by a select
+    inside a row sum costs XLA:CPU five times as much.
     """
 
-    def d() -> Logits:
-        return minus_max(z, m[..., None])
-
-    total = _row_sum(jnp.exp(d()))
-
-    def exact() -> PerRow:
-        rest = _row_sum(-jnp.sign(d()) * jnp.exp(d()))
+    def again() -> PerRow:
+        d = minus_max(z, m[..., None])
+        rest = _row_sum(-jnp.sign(d) * jnp.exp(d))
         return jnp.where(total < _CONFIDENT, rest + (jnp.round(total - rest) - 1), total - 1)
 
-    return lax.cond(jnp.any(total < _CONFIDENT), exact, lambda: total - 1)
+    return lax.cond(jnp.any(total < _CONFIDENT), again, lambda: total - 1)
 
 
+@_more_rows_for_vmap
 def _sum_faint_rows_again(z: Logits, m: PerRow, S: PerRow) -> PerRow:
     """Replace S where it is so small that terms flushed to 0 count; there are no ties there."""
     faint = S < _FAINT
@@ -156,6 +172,13 @@ def _sum_faint_rows_again(z: Logits, m: PerRow, S: PerRow) -> PerRow:
         return jnp.where(faint, _row_sum(-jnp.sign(d) * _scaled_exp(d, _ROOT)) / _ROOT**2, S)
 
     return lax.cond(jnp.any(faint), again, lambda: S)
+
+
+def _sum_by_signs(z: Logits, m: PerRow) -> PerRow:
+    """Compute S by plain row sums, and again in rows that need it."""
+    total = _row_sum(jnp.exp(minus_max(z, m[..., None])))
+    S = _sum_faint_rows_again(z, m, _sum_confident_rows_again(z, m, total))
+    return with_gradient_of(S, total)
 
 
 def _sum_by_blocks(z: Logits, m: PerRow, *, probabilities_follow: bool) -> PerRow:
@@ -174,7 +197,7 @@ def _sum_by_blocks(z: Logits, m: PerRow, *, probabilities_follow: bool) -> PerRo
     """
     size = _block_size(z.shape[-1])
     if size is None:
-        return _sum_faint_rows_again(z, m, _sum_by_signs(z, m))
+        return _sum_by_signs(z, m)
     blocks = z.reshape(*z.shape[:-1], -1, size)
     scale = _ROOT**2
     if probabilities_follow:
@@ -185,64 +208,25 @@ def _sum_by_blocks(z: Logits, m: PerRow, *, probabilities_follow: bool) -> PerRo
     chosen = lax.expand_dims(lax.argmax(sums, last, jnp.int32), [last])
     is_chosen = lax.broadcasted_iota(jnp.int32, sums.shape, last) == chosen
     others = jnp.sum(jnp.where(is_chosen, 0, sums), axis=-1)
+    own = jnp.sum(jnp.where(is_chosen, sums, 0), axis=-1)
     block = jnp.take_along_axis(blocks, chosen[..., None], axis=-2)[..., 0, :]
     top = m[..., None]
     # Stored, since a select inside the sum would cost more than it.
     d = lax.optimization_barrier(jnp.where(block < top, minus_max(block, top), -jnp.inf))
     rest = jnp.sum(_scaled_exp(d, _OTHER_ROOT), axis=-1) / _OTHER_ROOT**2
     # Not before here: XLA:CPU is slow where it divides the sums of blocks.
-    S = others / scale + rest + (jnp.round(jnp.max(sums, axis=-1) / scale - rest) - 1)
-    return _sum_faint_rows_again(z, m, S) if probabilities_follow else S
+    S = others / scale + rest + (jnp.round(own / scale - rest) - 1)
+    S = _sum_faint_rows_again(z, m, S) if probabilities_follow else lax.stop_gradient(S)
+    # Not the sum of all sums: XLA would make one sum of the two, and store the exponentials.
+    return with_gradient_of(S, (others + own) / scale)
 
 
 def _sum_by_mask(z: Logits, m: PerRow) -> PerRow:
     """Compute S as it is defined: one masked sum, and the ties."""
     d = minus_max(z, m[..., None])
     rest = jnp.sum(jnp.where(d < 0, _scaled_exp(d, _ROOT), 0), axis=-1) / _ROOT**2
-    return rest + (jnp.sum((d == 0).astype(d.dtype), axis=-1) - 1)
-
-
-def _sum_of_rows(probabilities_follow: bool) -> Callable[[Logits, PerRow], PerRow]:
-    """Make the function that computes S; for `vmap` a batch is more rows.
-
-    Without that rule a batch of single rows would be summed as single rows are, and both branches
-    of a cond would run, since vmap makes a select of it.
-    """
-
-    @custom_vmap
-    def sum_of_rows(z: Logits, m: PerRow) -> PerRow:
-        by_blocks = partial(_sum_by_blocks, probabilities_follow=probabilities_follow)
-        return lax.platform_dependent(z, m, cpu=by_blocks, default=_sum_by_mask)
-
-    @sum_of_rows.def_vmap
-    def with_more_rows(size: int, batched: list[bool], z: Logits, m: PerRow) -> tuple[PerRow, bool]:
-        z, m = (
-            x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
-            for x, is_batched in zip((z, m), batched, strict=True)
-        )
-        return sum_of_rows(z, m), True
-
-    return sum_of_rows
-
-
-_SUM_OF_ROWS = {follow: _sum_of_rows(follow) for follow in (False, True)}
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _sum_without_max(probabilities_follow: bool, z: Logits, m: PerRow) -> PerRow:
-    """Compute S = Σ exp(z − m) − 1 without cancellation; NaN where m is not finite."""
-    return nan_unless(jnp.isfinite(m), _SUM_OF_ROWS[probabilities_follow](z, m))
-
-
-@_sum_without_max.defjvp
-def _sum_without_max_jvp(
-    probabilities_follow: bool, primals: tuple[Logits, PerRow], tangents: tuple[Logits, PerRow]
-) -> tuple[PerRow, PerRow]:
-    # S has the derivatives of Σ_v exp(z_v − m) at a constant m, which are right at ties too, where
-    # a mask "z < m" would be wrong.
-    z, m = primals
-    e = jnp.exp(minus_max(z, m[..., None]))
-    return _sum_without_max(probabilities_follow, z, m), _row_sum(e * tangents[0])
+    S = rest + (jnp.sum((d == 0).astype(d.dtype), axis=-1) - 1)
+    return with_gradient_of(lax.stop_gradient(S), jnp.sum(jnp.exp(d), axis=-1))
 
 
 def statistics(z: Logits, dtype: jnp.dtype, *, probabilities_follow: bool = False) -> Statistics:
@@ -250,13 +234,18 @@ def statistics(z: Logits, dtype: jnp.dtype, *, probabilities_follow: bool = Fals
 
     The maximum is taken in z's own dtype: it is exact there, and half-precision logits then need
     one wide temporary less.  It is a constant to every derivative, since lse does not depend on
-    the number subtracted in the exponents.
+    the number subtracted in the exponents; S has the derivatives of Σ_v exp(z_v − m), which are
+    right at ties too, where a mask "z < m" would be wrong.
 
     `probabilities_follow` says that `softmax_probabilities` of the same logits come in the same
-    program: their exponentials are shared then.
+    program.  Their exponentials are shared then, unless z is narrower: the gradient has no room to
+    keep them in.
     """
     m = lax.stop_gradient(jnp.max(z, axis=-1)).astype(dtype)
-    return Statistics(m, _sum_without_max(probabilities_follow, z.astype(dtype), m))
+    share = probabilities_follow and z.dtype == dtype
+    by_blocks = partial(_sum_by_blocks, probabilities_follow=share)
+    S = lax.platform_dependent(z.astype(dtype), m, cpu=by_blocks, default=_sum_by_mask)
+    return Statistics(m, nan_unless(jnp.isfinite(m), S))
 
 
 def merge(a: Statistics, b: Statistics) -> Statistics:

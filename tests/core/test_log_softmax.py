@@ -92,6 +92,26 @@ def test_a_batch_is_more_rows(V):
     assert stored <= z.nbytes / 2
 
 
+@pytest.mark.parametrize("follow", [False, True], ids=["alone", "probabilities follow"])
+@pytest.mark.parametrize("V", [7, 128])
+def test_derivatives(path, V, follow):
+    """Those of Σ exp(z − m) at a constant m, at ties too."""
+    z = np.float32(np.random.default_rng(0).standard_normal((2, V)))
+    z[1, :3] = z[1].max()
+    along = jnp.asarray(np.random.default_rng(1).standard_normal((2, V)), jnp.float32)
+
+    def derivatives(f):
+        total = lambda z: jnp.sum(jnp.sin(f(z)))
+        first = jax.grad(total)
+        return jax.jit(lambda z: (first(z), jax.grad(lambda z: jnp.vdot(first(z), along))(z)))(z)
+
+    m = jnp.asarray(z.max(-1, keepdims=True))
+    S = lambda z: log_softmax.statistics(z, F32, probabilities_follow=follow).S
+    plain = lambda z: jnp.sum(jnp.exp(z - m), -1) - 1
+    for ours, theirs in zip(derivatives(S), derivatives(plain), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("fault", [np.nan, np.inf])
 def test_a_row_at_fault_has_no_statistics(path, fault):
     z = leading(4, 10, 20)

@@ -39,7 +39,7 @@ MUTANTS = [
     # One row's mathematics.
     Mutant(
         "_core/log_softmax.py",
-        "return lax.cond(jnp.any(total < _CONFIDENT), exact, lambda: total - 1)",
+        "return lax.cond(jnp.any(total < _CONFIDENT), again, lambda: total - 1)",
         "return total - 1",
         _STATISTICS,
         "test_statistics and confident",
@@ -60,24 +60,24 @@ MUTANTS = [
     ),
     Mutant(
         "_core/log_softmax.py",
-        "S = others / scale + rest + (jnp.round(jnp.max(sums, axis=-1) / scale - rest) - 1)",
+        "S = others / scale + rest + (jnp.round(own / scale - rest) - 1)",
         "S = jnp.sum(sums, axis=-1) / scale - 1",
         _STATISTICS,
         "test_statistics and confident",
     ),
     Mutant(
         "_core/log_softmax.py",
-        "S = others / scale + rest + (jnp.round(jnp.max(sums, axis=-1) / scale - rest) - 1)",
+        "S = others / scale + rest + (jnp.round(own / scale - rest) - 1)",
         "S = others / scale + rest",
         _STATISTICS,
         "test_statistics and ties",
     ),
     Mutant(
         "_core/log_softmax.py",
-        "return sum_of_rows(z, m), True",
-        "return lax.map(lambda row: sum_of_rows(*row), (z, m)), True",
+        "return with_gradient_of(S, (others + own) / scale)",
+        "return with_gradient_of(S, others / scale)",
         _STATISTICS,
-        "batch_is_more_rows",
+        "test_derivatives",
     ),
     Mutant(
         "_core/log_softmax.py",
