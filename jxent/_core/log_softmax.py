@@ -34,6 +34,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float
 
+from jxent._compat import sharded_explicitly
 from jxent._core.safe_math import multiply_no_nan, nan_unless
 from jxent._typing import Distribution, Logits, PerRow
 
@@ -196,7 +197,7 @@ def _sum_by_blocks(z: Logits, m: PerRow, *, probabilities_follow: bool) -> PerRo
     scaled, since XLA:CPU would store the scaled ones as well.
     """
     size = _block_size(z.shape[-1])
-    if size is None:
+    if size is None or sharded_explicitly(z, -1):  # a row on several devices is in blocks already
         return _sum_by_signs(z, m)
     blocks = z.reshape(*z.shape[:-1], -1, size)
     scale = _ROOT**2
