@@ -21,7 +21,7 @@ FOLDER = ROOT / "notebooks"
 SOURCES = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
 BY_NAME = [pytest.param(path, id=path.stem) for path in SOURCES]
 # Those whose programs are the reader's recipes run every time.
-OFTEN = ("01_what_is_cross_entropy", "02_training_with_optax", "06_reference")
+OFTEN = ("02_training_with_optax",)
 LARGEST = 2_000_000  # bytes of all notebooks together
 
 # An address on somebody's machine: /home/…, /tmp/…, C:\…, ~/…
