@@ -205,15 +205,17 @@ def _sum_by_blocks(z: Logits, m: PerRow, *, probabilities_follow: bool) -> PerRo
         sums, scale = jnp.sum(jnp.exp(minus_max(z, m[..., None])).reshape(blocks.shape), -1), 1.0
     else:
         sums = jnp.sum(_scaled_exp(minus_max(blocks, m[..., None, None]), _ROOT), axis=-1)
-    last = sums.ndim - 1
-    chosen = lax.expand_dims(lax.argmax(sums, last, jnp.int32), [last])
-    is_chosen = lax.broadcasted_iota(jnp.int32, sums.shape, last) == chosen
+    block = lax.broadcasted_iota(jnp.int32, sums.shape, sums.ndim - 1)
+    largest = sums == jnp.max(sums, axis=-1, keepdims=True)
+    # Not argmax, which gathers where the classes are on several devices.
+    chosen = jnp.min(jnp.where(largest, block, block.shape[-1] - 1), axis=-1, keepdims=True)
+    is_chosen = block == chosen
     others = jnp.sum(jnp.where(is_chosen, 0, sums), axis=-1)
     own = jnp.sum(jnp.where(is_chosen, sums, 0), axis=-1)
-    block = jnp.take_along_axis(blocks, chosen[..., None], axis=-2)[..., 0, :]
+    z_a = jnp.take_along_axis(blocks, chosen[..., None], axis=-2)[..., 0, :]
     top = m[..., None]
     # Stored, since a select inside the sum would cost more than it.
-    d = lax.optimization_barrier(jnp.where(block < top, minus_max(block, top), -jnp.inf))
+    d = lax.optimization_barrier(jnp.where(z_a < top, minus_max(z_a, top), -jnp.inf))
     rest = jnp.sum(_scaled_exp(d, _OTHER_ROOT), axis=-1) / _OTHER_ROOT**2
     # Not before here: XLA:CPU is slow where it divides the sums of blocks.
     S = others / scale + rest + (jnp.round(own / scale - rest) - 1)

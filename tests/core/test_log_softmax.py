@@ -1,8 +1,5 @@
 """A row's statistics, on every device's path: confident, faint, tied and lone rows."""
 
-import math
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,8 +105,7 @@ def test_sharded_logits(kind, spec):
     compiled = jax.jit(loss).lower(*sharded).compile()
     for ours, theirs in zip(compiled(*sharded), loss(jnp.asarray(z), y), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
-    gathered = re.findall(r"\[([\d,]+)\]\S* all-gather", compiled.as_text())
-    assert all(math.prod(map(int, shape.split(","))) <= 8 * 4 for shape in gathered)
+    assert "all-gather" not in compiled.as_text()
 
 
 @pytest.mark.parametrize("follow", [False, True], ids=["alone", "probabilities follow"])

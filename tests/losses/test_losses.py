@@ -594,8 +594,8 @@ EXCLUDING = np.array([[True, True, False], [False, True, True], [True, True, Tru
 def test_mass_on_an_excluded_class_is_dropped_as_in_optax(fn):
     """Whatever it is; the others' losses, and every gradient, are those of targets without it."""
     z = jnp.asarray(np.random.default_rng(5).standard_normal((3, 3)), jnp.float32)
-    t = jnp.array([[0.5, 0.2, 0.3], [jnp.inf, 0.5, 0.25], [0.1, 0.2, 0.7]])
-    loss = lambda z, t: jnp.sum(fn(z, t, where=EXCLUDING) * jnp.array([1.0, -2.0, 3.0]))
+    t = jnp.float32([[0.5, 0.2, 0.3], [jnp.inf, 0.5, 0.25], [0.1, 0.2, 0.7]])
+    loss = lambda z, t: jnp.sum(fn(z, t, where=EXCLUDING) * jnp.float32([1, -2, 3]))
     without = jnp.where(EXCLUDING, t, 0)
     found, wanted = (jax.value_and_grad(loss, (0, 1))(z, x) for x in (t, without))
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
