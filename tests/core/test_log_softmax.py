@@ -60,8 +60,8 @@ def cases(V: int) -> dict[str, np.ndarray]:
     }
 
 
-# 101 classes make no blocks, 1000 make eight.  "Crowded": the block of the largest sum is not the one
-# that holds the maximum.
+# 101 classes make no blocks, 1000 make eight.  "Crowded": the block of the largest sum is not the
+# one that holds the maximum.
 CASES = {f"{name}, {V}": z for V in (101, 1000) for name, z in cases(V).items()} | {
     "one class": np.ones((3, 1), np.float32),
     "lone, thousands equal": np.r_[np.float32(10), np.zeros(8191, np.float32)][None],
