@@ -42,7 +42,7 @@ MUTANTS = [
         "return lax.cond(jnp.any(total < _CONFIDENT), again, lambda: total - 1)",
         "return total - 1",
         _STATISTICS,
-        "test_statistics and confident",
+        "test_statistics and sure",
     ),
     Mutant(
         "_core/log_softmax.py",
