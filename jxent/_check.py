@@ -708,11 +708,8 @@ SYNONYMS = {
 }
 
 
-def keywords(fn: F) -> F:
-    """Decorate a public function: make arrays of lists and of other libraries' arrays.
-
-    Name the right keyword when an unknown one is given.
-    """
+def arguments(fn: F) -> F:
+    """Decorate a public function: read arrays of any kind, and say which keyword is meant."""
     parameters = inspect.signature(fn).parameters
     known = frozenset(parameters)
     arrays = {name for name, p in parameters.items() if _takes_array(str(p.annotation))}
@@ -733,6 +730,7 @@ def keywords(fn: F) -> F:
 
 
 def _takes_array(annotation: str) -> bool:
+    """Tell by the annotation, as it is written, whether a parameter is an array."""
     return annotation.startswith(("ArrayLike", "Support"))
 
 

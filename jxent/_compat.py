@@ -1,7 +1,7 @@
 """Hide the differences between JAX versions, 0.7.2 to the newest; nothing else belongs here."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -21,14 +21,6 @@ def separate_traces(name: str) -> AbstractContextManager[Any]:
     XLA metadata is part of the key of every jit cache and changes no number.
     """
     return set_xla_metadata(jxent=name)
-
-
-def without_debug_checks() -> AbstractContextManager[Any]:
-    """Enter a context without `jax.debug_nans` and `jax.debug_infs`, for NaN that is meant."""
-    stack = ExitStack()
-    stack.enter_context(jax.debug_nans(False))
-    stack.enter_context(jax.debug_infs(False))
-    return stack
 
 
 def _varying(x: jax.Array) -> frozenset[str]:

@@ -34,7 +34,7 @@ from jxent._core.safe_math import multiply_no_nan, propagate_nan, zero_unless
 from jxent._core.targets import kept_rows, narrow
 from jxent._core.weighting import (
     Reduction,
-    mean_weights,
+    check_mean_weights,
     reduce,
     reduction_options,
     row_weight,
@@ -64,7 +64,7 @@ _NAMES = ("forward", "reverse", "jsd")
 _CHUNK_SHARE = 4
 
 
-@_check.keywords
+@_check.arguments
 def distillation_loss(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -166,12 +166,12 @@ def distillation_loss(
         _check.weights(fn, "row_weights", row_weights, s.shape[:-1]),
     )
     how = reduction_options(fn, reduction, normalizer, axis_name)
-    mean_weights(fn, row_weights, kept, how)
+    check_mean_weights(fn, row_weights, kept, how)
     kind = _divergence_options(fn, divergence, beta)
     return _distillation_loss(s, t, given, how, kind=kind)
 
 
-@_check.keywords
+@_check.arguments
 def linear_distillation_loss(
     student_hidden: ArrayLike,
     student_head: ArrayLike,
@@ -272,7 +272,7 @@ def linear_distillation_loss(
     c = _check.bias(fn, teacher_bias, classes, "teacher_bias")
     both = Projection(h, w, b, head_layout), Projection(u, v, c, layout)
     how = reduction_options(fn, reduction, normalizer, axis_name)
-    mean_weights(fn, row_weights, kept, how)
+    check_mean_weights(fn, row_weights, kept, how)
     kind = _divergence_options(fn, divergence, beta)
     size = _check.chunk_size(fn, chunk_size)
     with _check.reverse_only(fn, "distillation_loss of stored logits"):

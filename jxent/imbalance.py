@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 
-@_check.keywords
+@_check.arguments
 def balanced_class_weights(counts: ArrayLike) -> jax.Array:
     """Compute class weights c_v = N/(V N_v), by which all classes have the same total weight.
 
@@ -76,7 +76,7 @@ def balanced_class_weights(counts: ArrayLike) -> jax.Array:
     return jnp.sum(_replace_nan(n, 0.0)) / n / n.size
 
 
-@_check.keywords
+@_check.arguments
 def effective_number_weights(counts: ArrayLike, beta: float) -> jax.Array:
     """Compute class weights c_v ∝ 1/E_v from effective numbers of rows E_v, with Σ_v c_v = V.
 
@@ -119,7 +119,7 @@ def effective_number_weights(counts: ArrayLike, beta: float) -> jax.Array:
     return each / jnp.mean(_replace_nan(each, 0.0))
 
 
-@_check.keywords
+@_check.arguments
 def logit_adjustment(logits: ArrayLike, prior: ArrayLike, tau: ArrayLike = 1.0) -> jax.Array:
     """Compute adjusted logits z_v + τ log π_v, with which to train on imbalanced classes.
 
@@ -176,7 +176,7 @@ def logit_adjustment(logits: ArrayLike, prior: ArrayLike, tau: ArrayLike = 1.0) 
     return _logit_adjustment(z, pi, t)
 
 
-@_check.keywords
+@_check.arguments
 def ldam_margins(counts: ArrayLike, max_margin: float = 0.5) -> jax.Array:
     """Compute the label margins Δ_v = C N_v^(−1/4) of `ldam`, the largest being max_margin.
 
@@ -213,7 +213,7 @@ def ldam_margins(counts: ArrayLike, max_margin: float = 0.5) -> jax.Array:
     return largest * (jnp.min(_replace_nan(n, jnp.inf)) / n) ** 0.25
 
 
-@_check.keywords
+@_check.arguments
 def ldam(row_losses: ArrayLike, labels: ArrayLike, margins: ArrayLike) -> jax.Array:
     """Compute row losses with the label's logit lowered by its margin, from those without.
 

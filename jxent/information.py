@@ -34,6 +34,7 @@ from jxent._core import log_softmax
 from jxent._core.elementwise import in_unit_interval
 from jxent._core.log_softmax import loss_dtype, pin_half_precision
 from jxent._core.safe_math import clip_infinite, zero_or_nan
+from jxent._core.sum_without_max import minus_max
 from jxent._losses.divergence import kl_divergence as _kl_from_log
 from jxent._typing import ArrayLike, Logits, PerEntry, PerRow
 
@@ -50,7 +51,7 @@ __all__ = [
 ]
 
 
-@_check.keywords
+@_check.arguments
 def entropy(p: ArrayLike) -> jax.Array:
     """Compute the entropy H(p) = −Σ_v p_v log p_v of each row, in nats.
 
@@ -81,7 +82,7 @@ def entropy(p: ArrayLike) -> jax.Array:
     return _compute_rows(_row_entropy, "entropy", (_checked_probabilities("entropy", "p", p),))
 
 
-@_check.keywords
+@_check.arguments
 def cross_entropy(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
     """Compute the cross-entropy H(p, q) = −Σ_v p_v log q_v of each row, in nats.
 
@@ -117,7 +118,7 @@ def cross_entropy(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
     )
 
 
-@_check.keywords
+@_check.arguments
 def binary_cross_entropy(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
     """Compute the binary cross-entropy −p log q − (1 − p) log(1 − q) of each entry, in nats.
 
@@ -155,7 +156,7 @@ def binary_cross_entropy(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax
     return _binary_cross_entropy(fn, p, q, eps=_check.static_number(fn, "eps", eps, "[0, 0.5)"))
 
 
-@_check.keywords
+@_check.arguments
 def kl_divergence(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
     """Compute the divergence KL(p‖q) = Σ_v p_v log(p_v/q_v) = H(p, q) − H(p) of each row, in nats.
 
@@ -191,7 +192,7 @@ def kl_divergence(p: ArrayLike, q: ArrayLike, *, eps: float = 0.0) -> jax.Array:
     return _compute_rows(_row_kl, "kl_divergence", _check_pair("kl_divergence", p, q), eps=eps)
 
 
-@_check.keywords
+@_check.arguments
 def js_divergence(p: ArrayLike, q: ArrayLike) -> jax.Array:
     """Compute the Jensen–Shannon divergence (KL(p‖m) + KL(q‖m))/2 of each row, m = (p + q)/2.
 
@@ -225,7 +226,7 @@ def js_divergence(p: ArrayLike, q: ArrayLike) -> jax.Array:
     return _compute_rows(_row_js, "js_divergence", _check_pair("js_divergence", p, q))
 
 
-@_check.keywords
+@_check.arguments
 def perplexity(p: ArrayLike) -> jax.Array:
     """Compute the perplexity exp H(p) of each row.
 
@@ -258,7 +259,7 @@ def perplexity(p: ArrayLike) -> jax.Array:
     )
 
 
-@_check.keywords
+@_check.arguments
 def softmax_entropy(logits: ArrayLike) -> jax.Array:
     """Compute the entropy H(softmax(z)) of each row of logits z, in nats.
 
@@ -296,7 +297,7 @@ def softmax_entropy(logits: ArrayLike) -> jax.Array:
     return _softmax_entropy(_check.logits("softmax_entropy", logits))
 
 
-@_check.keywords
+@_check.arguments
 def nats_to_bits(nats: ArrayLike) -> jax.Array:
     """Convert nats to bits: divide by log 2.
 
@@ -320,7 +321,7 @@ def nats_to_bits(nats: ArrayLike) -> jax.Array:
     return _check.number("nats_to_bits", "nats", nats) / math.log(2)
 
 
-@_check.keywords
+@_check.arguments
 def bits_to_nats(bits: ArrayLike) -> jax.Array:
     """Convert bits to nats: multiply by log 2.
 
@@ -578,7 +579,7 @@ def _entropy_of_softmax_jvp(primals, tangents):
 def _mean_gap(z: Logits) -> PerRow:
     """Compute G = Σ_v p_v (m − z_v) = E/(1 + S)."""
     m, S = log_softmax.statistics(z, z.dtype)
-    return log_softmax.weighted_gap(jnp.exp(log_softmax.minus_max(z, m[..., None])), z, m) / (1 + S)
+    return log_softmax.weighted_gap(jnp.exp(minus_max(z, m[..., None])), z, m) / (1 + S)
 
 
 @_mean_gap.defjvp

@@ -58,7 +58,7 @@ _QUADRATURE_WIDTH = 0.5
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(6)
 
 
-@_check.keywords
+@_check.arguments
 def gaussian_nll(
     mean: ArrayLike,
     target: ArrayLike,
@@ -136,7 +136,7 @@ def _gaussian_nll(mu: PerEntry, y: PerEntry, v: Float[Array, "..."], *, logged: 
     return 0.5 * (v + _LOG_2PI) + (0.5 * z) * z
 
 
-@_check.keywords
+@_check.arguments
 def two_hot(values: ArrayLike, bins: Support, *, outside: Outside = "error") -> jax.Array:
     """Turn each value y into a distribution over the two class values next to it, with mean y.
 
@@ -192,7 +192,7 @@ def _two_hot(y: PerEntry, b: Points) -> Float[Array, "*s V"]:
     return nan_unless(~jnp.isnan(y)[..., None] & _is_increasing(b), t)
 
 
-@_check.keywords
+@_check.arguments
 def hl_gauss(
     values: ArrayLike,
     edges: Support,
@@ -282,7 +282,7 @@ def _gaussian_mass(a: PerEntry, b: PerEntry, width: Float[Array, "*#s"]) -> PerE
     return jnp.where(narrow, by_quadrature, phi(upper) - phi(lower))
 
 
-@_check.keywords
+@_check.arguments
 def expected_value(logits: ArrayLike, bins: Support, *, probabilities: bool = False) -> jax.Array:
     """Compute the mean Σ_v p_v b_v of each predicted distribution over class values.
 
@@ -336,7 +336,7 @@ def _expected_value(z: Float[Array, "*s V"], b: Points, *, probabilities: bool) 
     return nan_unless(_is_increasing(b), mean)
 
 
-@_check.keywords
+@_check.arguments
 def bin_centers(edges: Support) -> jax.Array:
     """Compute the middle of each bin, (e_v + e_{v+1})/2: the class values of `hl_gauss`.
 
@@ -365,7 +365,7 @@ def bin_centers(edges: Support) -> jax.Array:
     return middles
 
 
-@_check.keywords
+@_check.arguments
 def count_outside(values: ArrayLike, support: Support) -> jax.Array:
     """Count the values outside the support, which "clip" moves to its ends.
 

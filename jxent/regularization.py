@@ -27,7 +27,7 @@ from jxent.information import softmax_entropy
 __all__ = ["gradient_penalty", "confidence_penalty"]
 
 
-@_check.keywords
+@_check.arguments
 def gradient_penalty(
     loss_fn: Callable[..., Any],
     coefficient: ArrayLike,
@@ -98,7 +98,7 @@ def gradient_penalty(
     return penalized_loss_fn
 
 
-@_check.keywords
+@_check.arguments
 def confidence_penalty(
     logits: ArrayLike, *, threshold: ArrayLike | None = None, where: ArrayLike | None = None
 ) -> jax.Array:

@@ -50,7 +50,7 @@ __all__ = ["generalized_cross_entropy", "symmetric_cross_entropy", "asymmetric_l
 _BY_Q_SERIES_BELOW, _LOG_SERIES_BELOW, _POWER_SERIES_TERMS = 0.5, 0.1, 17
 
 
-@_check.keywords
+@_check.arguments
 def generalized_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -106,7 +106,7 @@ def generalized_cross_entropy(
     return row_losses_of_nll(fn, _generalized, z, rows, {"q": q})
 
 
-@_check.keywords
+@_check.arguments
 def symmetric_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -173,7 +173,7 @@ def symmetric_cross_entropy(
     return _symmetric_of_distributions(z, rows, a, b, log_zero=A)
 
 
-@_check.keywords
+@_check.arguments
 def asymmetric_loss(
     logits: ArrayLike,
     labels: ArrayLike,

@@ -23,7 +23,7 @@ _STEP = float(np.finfo(np.float64).eps) ** (1 / 3)
 _DIFFERENCE_RTOL = 1e-6
 
 
-@_check.keywords
+@_check.arguments
 def assert_gradients_match(
     fn: Callable[..., Any],
     reference: Callable[..., Any],
@@ -137,7 +137,7 @@ def _assert_directional_derivative(
     )
 
 
-@_check.keywords
+@_check.arguments
 def checked(fn: Callable[P, R]) -> Callable[P, R]:
     """Return fn with checks of traced values, which raise where jit alone can only return NaN.
 

@@ -153,7 +153,10 @@ def show_dense_benchmark(console: display.Console, results: Sequence[DenseResult
     console.print(
         "errors: relative to float64, of the mean loss and of the labels' gradient; 1 is a 0"
     )
-    console.print("copy: reads and writes the logits once")
+    console.print(
+        "trained: in a third of the rows the label leads by 5, in a third by 20; copy: reads and "
+        "writes the logits once"
+    )
 
 
 def _format(value: float | None, form: str) -> str:

@@ -23,6 +23,12 @@ PROMISED_ON = "cpu"
 ROWS, CLASSES = 1000, 1000
 ROW_KINDS = ("ordinary", "confident")
 CONFIDENT_GAP = 40.0  # float32 logsumexp(z) − z_y is exactly 0 from a gap of 17
+# By how much the label leads all others, in turn; None: as it is drawn.
+GAPS: dict[str, tuple[float | None, ...]] = {
+    "ordinary": (None,),
+    "confident": (CONFIDENT_GAP,),
+    "trained": (None, 5.0, 20.0),  # as a trained model's batch is: a third each
+}
 
 # The promise for float32.  In ulp beyond the row's gap (m − the largest other logit):
 LOSS_BOUND, LABEL_GRADIENT_BOUND = 4.0, 8.0
@@ -81,12 +87,15 @@ def plain_rows(z: Float[Array, "N V"], labels: Int[Array, " N"]) -> Float[Array,
 def logits_and_labels(
     rows: int, classes: int, kind: str, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw standard normal logits; in confident rows the label leads by `CONFIDENT_GAP`."""
+    """Draw standard normal logits, in which labels lead by the `GAPS` of this kind of rows."""
     rng = np.random.default_rng(seed)
     z = rng.standard_normal((rows, classes), dtype=np.float32)
     labels = rng.integers(classes, size=rows, dtype=np.int32)
-    if kind == "confident":
-        z[np.arange(rows), labels] = z.max(axis=-1) + np.float32(CONFIDENT_GAP)
+    top = z.max(axis=-1)
+    for first, gap in enumerate(GAPS[kind]):
+        if gap is not None:
+            row = np.arange(first, rows, len(GAPS[kind]))
+            z[row, labels[row]] = top[row] + np.float32(gap)
     return z, labels
 
 

@@ -1,5 +1,6 @@
 """One row's mathematics, and its attachment to JAX.
 
+sum_without_max     S, the sum of a row's exponentials without the maximum's, on each platform
 log_softmax         statistics (m, S) of a row, their merge, THE derivative formula
 row_terms           that formula as custom_jvp, custom_vjp and checkpoint
 targets             labels and masks

@@ -20,7 +20,7 @@ from jxent._compat import shard_alike, vary_alike
 from jxent._core.safe_math import multiply_no_nan, zero_or_nan, zero_unless
 from jxent._core.weighting import (
     Reduction,
-    mean_weights,
+    check_mean_weights,
     reduce,
     reduction_options,
     row_weight,
@@ -65,7 +65,7 @@ def check_options(
     how = reduction_options(fn, reduction, normalizer, axis_name)
     by_row = row_weights is not None and _check.shape_of(row_weights) != shape
     counting = jnp.any(kept, axis=-1) if by_row and kept is not None else kept
-    mean_weights(fn, row_weights, counting, how)
+    check_mean_weights(fn, row_weights, counting, how)
     return ElementwiseOptions(kept, weights, how)
 
 

@@ -32,9 +32,9 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
 from jxent._core.compensated import two_sum
-from jxent._core.log_softmax import force_rounding, minus_max, with_gradient_of
 from jxent._core.row_terms import neg_log_softmax
 from jxent._core.safe_math import clip_infinite
+from jxent._core.sum_without_max import force_rounding, minus_max, with_gradient_of
 from jxent._typing import Logits, PerRow, Scalar
 
 DivergenceName = Literal["forward", "reverse", "jsd"]

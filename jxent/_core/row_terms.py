@@ -40,6 +40,7 @@ from jxent._core.log_softmax import (
     pin_half_precision,
 )
 from jxent._core.safe_math import nan_unless, zero_unless
+from jxent._core.sum_without_max import with_gradient_of
 from jxent._core.targets import at_label, is_label, is_labels
 from jxent._typing import ClassMask, ClassWeights, Logits, P, PerRow, R, RowMask, Targets
 
@@ -210,7 +211,7 @@ def _derivative_parts(
         target = _weighted_targets(zero_unless(chosen, targets), c, z)
     # ∂/∂t_v and ∂/∂c_v are nll_v, clipped so that 0·∞ is 0.  lse has lost the digits of log1p(S)
     # beside a large m, so only its derivative is used.
-    rest = log_softmax.with_gradient_of(jnp.log1p(stats.S), row.lse)
+    rest = with_gradient_of(jnp.log1p(stats.S), row.lse)
     each = log_softmax.clipped_neg_log_softmax(z, stats.m, rest)
     each = zero_unless(chosen, each if mask is None else jnp.where(mask, each, 0))
     return _DerivativeParts(p, target, _broadcast_class_weights(c, mask, z), each)
@@ -306,6 +307,7 @@ def training_row_terms(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _training_row_terms(options, u, targets, c, mask, kept):
+    # Not `_training_fwd`: without a gradient there are no probabilities to share exponentials with.
     return _requested(options, row_terms_and_statistics(options, u, targets, c, mask, kept))
 
 

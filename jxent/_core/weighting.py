@@ -114,7 +114,7 @@ def reduction_options(
     return Reduction(kind, _check.weights(fn, "normalizer", normalizer, ()), axis_names)
 
 
-def mean_weights(
+def check_mean_weights(
     fn: str, row_weights: ArrayLike | None, kept: RowMask | None, reduction: Reduction
 ) -> None:
     """Raise ValueError at a concrete negative weight of a kept row that a mean divides by."""

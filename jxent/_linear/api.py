@@ -18,9 +18,9 @@ from jxent._core.weighting import (
     LossOptions,
     Reduction,
     RowInputs,
+    check_mean_weights,
     class_weight,
     loss_options,
-    mean_weights,
     prepare,
     reduction_options,
 )
@@ -31,7 +31,7 @@ from jxent._linear.row_loss import CrossEntropyRows, Masks, Operands, RowReducti
 from jxent._typing import ArrayLike, AxisNames, Labels, PerRow, ReductionKind, Targets
 
 
-@_check.keywords
+@_check.arguments
 def linear_cross_entropy(
     hidden: ArrayLike,
     head: ArrayLike,
@@ -148,7 +148,7 @@ def linear_cross_entropy(
     )
     options = loss_options(fn, label_smoothing, z_loss, logit_softcap)
     how = reduction_options(fn, reduction, normalizer, axis_name)
-    mean_weights(fn, row_weights, rows.row_mask, how)
+    check_mean_weights(fn, row_weights, rows.row_mask, how)
     choice = Choice(
         choose_implementation(fn, implementation, reduction),
         _check.chunk_size(fn, chunk_size),
@@ -242,7 +242,7 @@ class LogProbs(NamedTuple):
     entropy: PerRow
 
 
-@_check.keywords
+@_check.arguments
 def linear_log_probs(
     hidden: ArrayLike,
     head: ArrayLike,
@@ -320,7 +320,7 @@ class Predictions(NamedTuple):
     log_probs: PerRow
 
 
-@_check.keywords
+@_check.arguments
 def linear_predictions(
     hidden: ArrayLike,
     head: ArrayLike,

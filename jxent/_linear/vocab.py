@@ -39,6 +39,7 @@ from jxent._core.log_softmax import Statistics, derivative, logsumexp
 from jxent._core.needs_grad import decode_flag, encode_flag, needs_grad, symbolic_zero
 from jxent._core.row_terms import RowTerms, TermOptions, apply_mask_and_softcap
 from jxent._core.safe_math import multiply_no_nan, nan_unless, zero_unless
+from jxent._core.sum_without_max import minus_max, with_gradient_of
 from jxent._core.targets import at_label, is_label, is_labels
 from jxent._core.weighting import combine_terms
 from jxent._linear.projection import (
@@ -188,7 +189,7 @@ def _update(state: _OnlineState, z: Logits, block: _Block) -> _OnlineState:
         soft = _add(soft, block.weighted_targets, z, top, rise)
     if E is not None:
         # exp(−d) d is 0 long before this gap, and so are its derivatives; ∞ would make them NaN.
-        d = jnp.minimum(-log_softmax.minus_max(z, top[:, None]), _LARGEST_GAP)
+        d = jnp.minimum(-minus_max(z, top[:, None]), _LARGEST_GAP)
         left, rise = jnp.exp(-rise), jnp.minimum(rise, jnp.finfo(z.dtype).max)
         E = left * E + (left * rise) * (1 + state.stats.S) + jnp.sum(jnp.exp(-d) * d, axis=-1)
     z_y = z_y if here is None else jnp.where(here, z_y, state.z_y)
@@ -309,7 +310,7 @@ def _vocab_bwd(options, residuals, cotangents: VocabTerms):
     # The derivatives of p and nll go through lse, their digits come from m and S.
     m, S, nll, lse = map(select, (*lax.stop_gradient((row.m, row.S)), row.nll, row.lse))
     entropy, mass = (None if x is None else select(x) for x in (row.entropy, row.mass))
-    log1p_S = log_softmax.with_gradient_of(jnp.log1p(S), lse)
+    log1p_S = with_gradient_of(jnp.log1p(S), lse)
 
     def add_block(gradients: _Gradients, i: Index) -> _Gradients:
         block = _block(options, i, p, targets if soft else row.label, c, Masks(active, mask))

@@ -15,9 +15,9 @@ from jxent._core.weighting import (
     LossOptions,
     Reduction,
     RowInputs,
+    check_mean_weights,
     class_weight,
     loss_options,
-    mean_weights,
     reduce,
     reduction_options,
     row_weight,
@@ -26,7 +26,7 @@ from jxent._core.weighting import (
 from jxent._typing import ArrayLike, AxisNames, Logits, PerRow, ReductionKind
 
 
-@_check.keywords
+@_check.arguments
 def cross_entropy(
     logits: ArrayLike,
     targets: ArrayLike,
@@ -129,7 +129,7 @@ def cross_entropy(
     )
     options = loss_options(fn, label_smoothing, z_loss, logit_softcap)
     how = reduction_options(fn, reduction, normalizer, axis_name)
-    mean_weights(fn, row_weights, kept, how)
+    check_mean_weights(fn, row_weights, kept, how)
     with _check.reverse_only(fn, "softmax_cross_entropy or its integer-label form"):
         return _cross_entropy(z, rows, how, options=options)
 
@@ -144,7 +144,7 @@ def _cross_entropy(
     return reduce(losses, weights, reduction)
 
 
-@_check.keywords
+@_check.arguments
 def label_weights(
     labels: ArrayLike,
     *,

@@ -29,7 +29,7 @@ from jxent._core.safe_math import clip_infinite, nan_unless
 from jxent._typing import ArrayLike, Axes, PerEntry, Tangents
 
 
-@_check.keywords
+@_check.arguments
 def kl_divergence(
     log_predictions: ArrayLike,
     targets: ArrayLike,
@@ -78,7 +78,7 @@ def kl_divergence(
     return _kl_divergence(q, t, counts, axes=axes)
 
 
-@_check.keywords
+@_check.arguments
 def kl_divergence_with_log_targets(
     log_predictions: ArrayLike,
     log_targets: ArrayLike,

@@ -39,7 +39,7 @@ from jxent._core.safe_math import clip_infinite
 from jxent._typing import ArrayLike, AxisNames, PerEntry, ReductionKind, Tangents
 
 
-@_check.keywords
+@_check.arguments
 def sigmoid_binary_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -122,7 +122,7 @@ def sigmoid_binary_cross_entropy(
     return elementwise_losses(loss, x, y, (w,), options)
 
 
-@_check.keywords
+@_check.arguments
 def sigmoid_focal_loss(
     logits: ArrayLike,
     labels: ArrayLike,

@@ -23,7 +23,7 @@ from jxent._core.weighting import RowInputs, loss_options
 from jxent._typing import ArrayLike, Axes, Scalar
 
 
-@_check.keywords
+@_check.arguments
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -86,7 +86,7 @@ def softmax_cross_entropy_with_integer_labels(
     return weighted_row_losses(fn, z, RowInputs(y, kept, mask, c), options)
 
 
-@_check.keywords
+@_check.arguments
 def softmax_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -146,7 +146,7 @@ def softmax_cross_entropy(
 safe_softmax_cross_entropy = softmax_cross_entropy
 
 
-@_check.keywords
+@_check.arguments
 def softmax_focal_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -197,7 +197,7 @@ def softmax_focal_loss(
     return row_losses_of_nll(fn, _focal_of_nll, z, rows, {"gamma": gamma})
 
 
-@_check.keywords
+@_check.arguments
 def poly_loss_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,

@@ -51,13 +51,13 @@ class Average(NamedTuple):
     weight_rest: Any = 0.0
 
     @classmethod
-    @_check.keywords
+    @_check.arguments
     def empty(cls, dtype: Any = jnp.float32) -> "Average":
         """Begin with no values, in float32 or float64; the mean of none is NaN."""
         return zero_average(_check.sums_dtype("Average.empty", dtype))
 
     @classmethod
-    @_check.keywords
+    @_check.arguments
     def of(cls, values: ArrayLike, weights: ArrayLike | None = None) -> "Average":
         """Average all values of an array; a weight of 0 drops its value, whatever that is."""
         _check.numeric("Average.of", "values", values, jnp.bool_)
@@ -65,7 +65,7 @@ class Average(NamedTuple):
         w = _check.weights("Average.of", "weights", weights, x.shape)
         return _weighted_average(x, w)
 
-    @_check.keywords
+    @_check.arguments
     def update(self, values: ArrayLike, weights: ArrayLike | None = None) -> "Average":
         """Add the values of an array, as `of` takes them."""
         return self.merge(Average.of(values, weights))

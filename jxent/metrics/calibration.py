@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jxent import _check, _plot
-from jxent._compat import without_debug_checks
 from jxent._core import compensated
 from jxent._core.compensated import Sum, unstack
 from jxent._core.safe_math import multiply_no_nan
 from jxent.metrics.average import Average, average_of_sums
+from jxent.metrics.debug_flags import without_debug_checks
 
 BINS = 15  # by default
 

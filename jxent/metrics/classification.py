@@ -17,7 +17,6 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jxent import _check
-from jxent._compat import without_debug_checks
 from jxent._core import compensated, log_softmax
 from jxent._core.compensated import Sum, unstack
 from jxent._core.log_softmax import pin_half_precision
@@ -28,6 +27,7 @@ from jxent._typing import ArrayLike, Labels, Logits, PerRow, RowMask, Scalar
 from jxent.metrics.average import Average, average_of_sums, zero_average
 from jxent.metrics.base import MetricSums, add_batch, text_table
 from jxent.metrics.calibration import BINS, Reliability, average_in_bins, reliability_of_bins
+from jxent.metrics.debug_flags import without_debug_checks
 
 CONFUSION_UP_TO = 1000  # classes
 
@@ -159,7 +159,7 @@ class ClassificationMetrics(MetricSums):
     top_k: tuple[int, ...] = field(metadata={"static": True})
 
     @classmethod
-    @_check.keywords
+    @_check.arguments
     def empty(
         cls,
         classes: int,
@@ -198,7 +198,7 @@ class ClassificationMetrics(MetricSums):
             top_k=top_k,
         )
 
-    @_check.keywords
+    @_check.arguments
     def update(
         self,
         logits: ArrayLike,

@@ -49,7 +49,7 @@ def _classification_metric(
     return getattr(add_rows(empty, z, y, kept, w, None).summary(), name)
 
 
-@_check.keywords
+@_check.arguments
 def log_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -90,7 +90,7 @@ def log_loss(
     return _classification_metric(*rows, name="log_loss")
 
 
-@_check.keywords
+@_check.arguments
 def accuracy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -128,7 +128,7 @@ def accuracy(
     return _classification_metric(*rows, name="accuracy")
 
 
-@_check.keywords
+@_check.arguments
 def top_k_accuracy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -169,7 +169,7 @@ def top_k_accuracy(
     )[0]
 
 
-@_check.keywords
+@_check.arguments
 def brier_score(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -207,7 +207,7 @@ def brier_score(
     return _classification_metric(*rows, name="brier_score")
 
 
-@_check.keywords
+@_check.arguments
 def expected_calibration_error(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -250,7 +250,7 @@ def expected_calibration_error(
     return _classification_metric(*rows, name=fn, bins=_check.whole(fn, "bins", bins, 1))
 
 
-@_check.keywords
+@_check.arguments
 def reliability_curve(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -310,7 +310,7 @@ def _averages_in_bins(
     return tuple(average.poisoned(m.nan_if_invalid) for average in averages)
 
 
-@_check.keywords
+@_check.arguments
 def fit_temperature(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -375,7 +375,7 @@ def _multilabel_metric(
     return getattr(add_labelled_rows(empty, z, y, kept, w).summary(), name)
 
 
-@_check.keywords
+@_check.arguments
 def multilabel_log_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -417,7 +417,7 @@ def multilabel_log_loss(
     return _multilabel_metric(*rows, name="log_loss")
 
 
-@_check.keywords
+@_check.arguments
 def hamming_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -453,7 +453,7 @@ def hamming_loss(
     return _thresholded_metric("hamming_loss", logits, labels, threshold, where, row_weights)
 
 
-@_check.keywords
+@_check.arguments
 def subset_accuracy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -488,7 +488,7 @@ def subset_accuracy(
     return _thresholded_metric("subset_accuracy", logits, labels, threshold, where, row_weights)
 
 
-@_check.keywords
+@_check.arguments
 def f1_score(
     logits: ArrayLike,
     labels: ArrayLike,

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
 from jxent import _check
-from jxent._compat import without_debug_checks
 from jxent._core import compensated
 from jxent._core.compensated import unstack
 from jxent._core.log_softmax import loss_dtype
@@ -31,6 +30,7 @@ from jxent._typing import ArrayLike, Logits, PerRow
 from jxent.metrics.average import Average, average_of_sums, zero_average
 from jxent.metrics.base import MetricSums, add_batch, text_table
 from jxent.metrics.calibration import BINS, Reliability, average_in_bins, reliability_of_bins
+from jxent.metrics.debug_flags import without_debug_checks
 
 THRESHOLD = 0.5
 
@@ -161,7 +161,7 @@ class MultiLabelMetrics(MetricSums):
     threshold: float = field(metadata={"static": True})
 
     @classmethod
-    @_check.keywords
+    @_check.arguments
     def empty(
         cls,
         classes: int,
@@ -198,7 +198,7 @@ class MultiLabelMetrics(MetricSums):
             threshold=_check.strictly_between(fn, "threshold", threshold),
         )
 
-    @_check.keywords
+    @_check.arguments
     def update(
         self,
         logits: ArrayLike,

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jxent._compat import without_debug_checks
 from jxent._core.log_softmax import loss_dtype
 from jxent._core.safe_math import nan_unless
 from jxent._losses.cross_entropy import cross_entropy
 from jxent._typing import Labels, Logits, PerRow, RowMask, Scalar
+from jxent.metrics.debug_flags import without_debug_checks
 
 _MAX_LOG_T = math.log(1e3)
 _MAX_STEPS = 100

@@ -9,7 +9,7 @@ from jxent._typing import ArrayLike
 from jxent.selection.checks import check_row_losses
 
 
-@_check.keywords
+@_check.arguments
 def log_likelihood(row_losses: ArrayLike) -> float:
     """Sum log-probabilities: log L = −Σ ℓ_i, the log-likelihood of all labels together.
 
@@ -34,7 +34,7 @@ def log_likelihood(row_losses: ArrayLike) -> float:
     return -float(np.sum(check_row_losses("log_likelihood", row_losses)))
 
 
-@_check.keywords
+@_check.arguments
 def aic(row_losses: ArrayLike, parameters: int) -> float:
     """Compute Akaike's criterion, AIC = 2k − 2 log L = 2k + 2 Σ ℓ_i: less is better.
 
@@ -65,7 +65,7 @@ def aic(row_losses: ArrayLike, parameters: int) -> float:
     return 2 * k + 2 * float(np.sum(check_row_losses("aic", row_losses)))
 
 
-@_check.keywords
+@_check.arguments
 def bic(row_losses: ArrayLike, parameters: int) -> float:
     """Compute Schwarz's criterion, BIC = k log N − 2 log L = k log N + 2 Σ ℓ_i: less is better.
 

@@ -24,7 +24,7 @@ _ROUNDINGS = 8  # ulp of the largest loss: differences that vary by less are con
 _TIE = 1e-5  # standard errors: the float32 sums of the resamples may be off by this
 
 
-@_check.keywords
+@_check.arguments
 def compare(
     losses: Mapping[str, ArrayLike],
     *,

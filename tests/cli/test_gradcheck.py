@@ -50,7 +50,20 @@ def test_elsewhere_the_bounds_are_only_shown(monkeypatch):
     assert check.passed and not all(d.within for d in check.differences)
 
 
-@pytest.mark.parametrize("kind", gradcheck.ROW_KINDS)
+def test_labels_lead_by_the_gaps_of_their_rows():
+    for kind, gaps in gradcheck.GAPS.items():
+        z, labels = gradcheck.logits_and_labels(7, 50, kind, seed=1)
+        row = np.arange(7)
+        others = z.copy()
+        others[row, labels] = -np.inf
+        lead = z[row, labels] - others.max(axis=-1)
+        for i, gap in enumerate(gaps):
+            own = lead[i :: len(gaps)]
+            assert np.all(own < 4 if gap is None else own >= gap - 1e-4)
+    assert set(gradcheck.ROW_KINDS) < set(gradcheck.GAPS)
+
+
+@pytest.mark.parametrize("kind", gradcheck.GAPS)
 def test_float64_values_are_exact(kind):
     z, labels = gradcheck.logits_and_labels(3, 7, kind, seed=1)
     got = gradcheck.float64_values(z, labels)

@@ -16,7 +16,7 @@ ULP = 4  # beyond the gap, as promised for the loss
 F32 = jnp.dtype(jnp.float32)
 
 
-@pytest.fixture(params=["cpu", "default"])
+@pytest.fixture(params=["cpu", "cuda", "default"])
 def path(request, monkeypatch):
     """The code that one platform runs, here."""
 
@@ -24,6 +24,7 @@ def path(request, monkeypatch):
         return {"default": default, **platforms}[request.param](*operands)
 
     monkeypatch.setattr(lax, "platform_dependent", chosen)
+    return request.param
 
 
 def exact(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -72,6 +73,8 @@ CASES = {f"{name}, {V}": z for V in (101, 1000) for name, z in cases(V).items()}
 @pytest.mark.parametrize("follow", [False, True], ids=["alone", "probabilities follow"])
 @pytest.mark.parametrize("name", CASES)
 def test_statistics(path, name, follow):
+    if path == "cuda" and "flushed" in name:
+        pytest.skip("a GPU's exp is not flushed there, a CPU's is")
     z = CASES[name].astype(np.float32)
     run = jax.jit(lambda z: log_softmax.statistics(z, F32, probabilities_follow=follow))
     m, S = run(z)

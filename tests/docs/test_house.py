@@ -25,6 +25,7 @@ LAYERS = [
     ["_core", "_core.safe_math"],  # zeros, infinities and NaN, which checks need too
     ["_typing", "_compat", "_check", "_plot"],  # words, what differs between versions, pictures
     ["_core.targets", "_core.compensated", "_core.needs_grad"],
+    ["_core.sum_without_max"],
     ["_core.log_softmax"],  # one row's mathematics
     ["_core.row_terms"],  # that attached to JAX
     ["_core.weighting", "_core.logit_divergence"],
@@ -37,7 +38,7 @@ LAYERS = [
     ["_losses.divergence", "_linear.api", "testing"],
     ["imbalance", "robust", "information", "distillation", "regression"],
     ["regularization"],
-    ["metrics.average"],  # what is measured
+    ["metrics.average", "metrics.debug_flags"],  # what is measured
     ["metrics.base", "metrics.calibration", "metrics.temperature"],
     ["metrics.classification", "metrics.multilabel"],
     ["metrics.functions"],
