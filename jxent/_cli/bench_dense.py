@@ -86,7 +86,7 @@ CONTENDERS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     REFERENCE: optax_cross_entropy,
     f"{REFERENCE} again": optax_cross_entropy,
     "jxent": cross_entropy,
-    "jxent, vmapped": _vmapped,
+    "jxent vmap": _vmapped,
     COPY: _copy,
 }
 
