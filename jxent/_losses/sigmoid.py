@@ -378,7 +378,8 @@ def _alpha_weight(alpha: PerEntry, y: PerEntry) -> PerEntry:
 
 
 def _binary_focal_jvp(primals: Tangents, tangents: Tangents) -> tuple[PerEntry, PerEntry]:
-    x, y, alpha, gamma = primals
+    # Constants arrive as NumPy arrays under `jax_custom_jvp3`.
+    x, y, alpha, gamma = jax.tree.map(jnp.asarray, primals)
     x_dot, y_dot, alpha_dot, gamma_dot = tangents
     out = binary_focal(x, y, alpha, gamma)
     out_dot = jnp.zeros_like(out)

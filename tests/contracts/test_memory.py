@@ -143,7 +143,7 @@ UNFUSED = {
     ("cross_entropy, labels", "everything"): 4.5,
     ("cross_entropy, distributions", "plain"): 1.2,
     ("cross_entropy, distributions", "everything"): 10.2,
-    ("distributions", "plain"): 1.2,
+    ("distributions", "plain"): 1.5,  # 1.42 with jax_custom_vjp3, else 1.1
     ("poly", "rows kept"): 4.1,
     ("focal, distributions", "rows kept"): 5.1,
 }

@@ -14,6 +14,10 @@ def equations(jaxpr: Any, times: int = 1) -> list[tuple[Any, int]]:
     for equation in jaxpr.eqns:
         found.append((equation, times))
         inner = times * equation.params.get("length", 1)
+        # With `jax_custom_vjp3` the function that has a rule is an attribute of an attribute.
+        traced = getattr(equation.params.get("_prim"), "traced", None)
+        if traced is not None:
+            found += equations(traced.jaxpr.jaxpr, inner)
         for value in jax.tree.leaves(
             equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
         ):
